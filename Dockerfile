@@ -9,12 +9,17 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY systemd systemd
 COPY elastic_ckpt elastic_ckpt
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm
+LABEL org.opencontainers.image.title="elastic-ckpt" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.description="Training that survives its machines"
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl \
+# obstore is the extra "bucket", for --dir URL and --mirror.
+RUN pip install --no-cache-dir /wheels/*.whl "obstore>=0.10" \
     && useradd --create-home --uid 1000 elastic-ckpt
 USER 1000:1000
 WORKDIR /home/elastic-ckpt

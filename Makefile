@@ -18,7 +18,7 @@ else
 tests = $1/bin/python -m pytest $(PYTEST_FLAGS)
 endif
 
-.PHONY: demo test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel plugins screens reference chaos chaos-hosts lint types layers bench clean
+.PHONY: demo docs test test-all simulate simulate-nodes simulate-losses simulate-buckets test-buckets test-power-cuts test-faults test-benchmarks test-hosts test-systemd test-slurm test-storage bench-storage bench-hosts market test-look test-latest test-latest-all test-frameworks test-wheel test-kubernetes plugins screens reference chaos chaos-hosts lint types layers bench dist test-dist clean
 
 demo: .venv/.ready
 	.venv/bin/python scripts/demo.py
@@ -93,7 +93,7 @@ chaos-hosts: .venv-latest/.ready
 
 # Jobs on a SLURM of its own, with two nodes; prints how long things take. Needs root, SLURM, munge.
 test-slurm: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py
+	.venv-latest/bin/python -m pytest -s tests/system/test_slurm.py tests/system/test_slurm_scripts.py
 
 # Jobs in a bucket of a real server of S3, behind a proxy that fails on purpose; a server that
 # ignores conditions is refused.
@@ -158,7 +158,7 @@ bench-results/peers/.ready: .venv-latest/.ready requirements/storage-peers.txt
 # What people look at, with the real thing: a Prometheus, a browser, a job that has a bad night, the
 # tutorials as a reader types them.
 test-look: .venv-latest/.ready
-	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py \
+	.venv-latest/bin/python -m pytest tests/system/test_prometheus.py tests/system/test_report.py tests/system/test_live_page.py \
 		tests/system/test_night.py tests/system/test_tutorials.py \
 		tests/system/test_hanging_directory.py
 
@@ -186,6 +186,11 @@ test-frameworks: .venv-frameworks/.ready
 		.venv-frameworks/bin/python -m pytest -n 3 --dist worksteal --durations=15 \
 		-m '$(FRAMEWORKS)' tests/integrations $(PYTEST_FLAGS)
 
+# The manifests by the schemas of Kubernetes, the command of the Job with the rights of its pod, and
+# several nodes whose names come and go as those of pods. Needs root for all but the first.
+test-kubernetes: .venv-latest/.kubernetes
+	.venv-latest/bin/python -m pytest -rs tests/unit/test_kubernetes.py tests/system/test_pod_names.py
+
 # Every plugin of ColossalAI's on both torch versions, into docs/colossalai.md; ten minutes.
 plugins: .venv/.ready .venv-latest/.ready
 	mkdir -p bench-results
@@ -202,11 +207,21 @@ screens: .venv-latest/.ready
 # What is made from the code: the reference, and the schema of status --json.
 reference: .venv-latest/.ready
 	.venv-latest/bin/python scripts/schemas.py docs/schemas/status.json
+	.venv-latest/bin/python scripts/schemas.py docs/schemas/report.json
 	.venv-latest/bin/python scripts/reference.py
 
 # The wheel in an environment that has torch and no ColossalAI.
 test-wheel: .venv-wheel/.ready
 	.venv-wheel/bin/python scripts/check_wheel.py
+
+# What is released: wheel, sdist, Debian package, bill of materials, checksums; the image where a
+# builder works. Twice from one commit gives the same wheel, sdist and package.
+dist: .venv-dist/.ready
+	.venv-dist/bin/python -m scripts.release
+
+# The Debian package on a machine of its own, with a job as its service. Needs root and systemd.
+test-dist: dist .venv-latest/.ready
+	.venv-latest/bin/python -m pytest -s -rs tests/system/test_packages.py
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -257,6 +272,10 @@ clean:
 	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/storage.txt
 	@touch $@
 
+.venv-latest/.kubernetes: .venv-latest/.ready requirements/kubernetes.txt
+	.venv-latest/bin/python -m pip install $(PIP_FLAGS) -r requirements/kubernetes.txt
+	@touch $@
+
 .venv-frameworks/.ready: pyproject.toml requirements/latest-torch.txt requirements/frameworks.txt
 	@echo "installing into .venv-frameworks: torch 2.13.0, transformers, accelerate, Lightning, TRL"
 	$(PYTHON) -m venv .venv-frameworks
@@ -273,6 +292,22 @@ clean:
 	.venv-peers/bin/python -m pip install $(PIP_FLAGS) --no-deps colossalai==0.5.0
 	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -r requirements/peers.txt
 	.venv-peers/bin/python -m pip install $(PIP_FLAGS) -e .
+	@touch $@
+
+# The documentation as a site with search, in build/site; a link that leads nowhere is an error.
+docs: .venv-docs/.ready
+	.venv-docs/bin/python scripts/docs_site.py build/docs
+	.venv-docs/bin/zensical build --clean --strict
+
+.venv-docs/.ready: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install $(PIP_FLAGS) -r requirements/docs.txt
+	@touch $@
+
+.venv-dist/.ready: requirements/dist.txt
+	@echo "installing into .venv-dist: build, setuptools, twine"
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install $(PIP_FLAGS) -r requirements/dist.txt
 	@touch $@
 
 .venv-wheel/.ready: pyproject.toml requirements/latest-torch.txt $(shell git ls-files elastic_ckpt 2>/dev/null)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from elastic_ckpt.training.place import resume_place
     from elastic_ckpt.training.session import Session
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ElasticSampler",

@@ -4,6 +4,7 @@
 
     ElasticCkptError                70
     ├── UsageError                  64  wrong options, a missing script, a wrong call of the API
+    │   └── EndpointUnknown         64  the host name of --rdzv-endpoint has no address
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
     │   ├── LockHeld                73  another supervisor owns the job or this node
     │   ├── BucketRefused           73  the bucket is missing, not permitted, or cannot be relied on
@@ -25,6 +26,7 @@
     ├── StopAborted                 76  the agreement on a stop step was aborted
     ├── NotAnswered                 70  a running job did not serve a request in time
     ├── HostsNotStarted             70  too few hosts of a hostfile could be started
+    ├── UnitsRefused                73  systemd's units were changed by hand, or are in use
     └── SlurmRefused                70  SLURM rejected a submission or a requeue
 """
 
@@ -32,7 +34,7 @@ from __future__ import annotations
 
 import errno
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitCode(IntEnum):
@@ -57,6 +59,10 @@ class UsageError(ElasticCkptError):
     """The command or the API was called wrongly."""
 
     exit_code = ExitCode.USAGE
+
+
+class EndpointUnknown(UsageError):
+    """The host name of ``--rdzv-endpoint`` has no address, or none yet."""
 
 
 class DirectoryUnusable(ElasticCkptError):
@@ -184,5 +190,26 @@ class HostsNotStarted(ElasticCkptError):
     """Too few hosts of a hostfile could be started for the job to begin."""
 
 
+class UnitsRefused(ElasticCkptError):
+    """Units of systemd were changed by hand, are in use, or may not be written."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
 class SlurmRefused(ElasticCkptError):
     """SLURM rejected the request; the message contains its error."""
+
+
+_NEXT_STEPS: Final = "next_steps"
+
+
+def note_next_steps(error: Exception, lines: tuple[str, ...]) -> None:
+    """Keep lines about what to do next with an exception, whatever its class; those that it has
+    already stay."""
+    error.__dict__.setdefault(_NEXT_STEPS, lines)
+
+
+def next_steps(error: Exception) -> tuple[str, ...]:
+    """Return the lines that are kept with an exception; none if it has none."""
+    lines: tuple[str, ...] = error.__dict__.get(_NEXT_STEPS, ())
+    return lines

@@ -22,7 +22,7 @@ from python_reference import python
 
 from elastic_ckpt import errors
 from elastic_ckpt.cli.app import SECTIONS, group
-from elastic_ckpt.cli.run.job_file import key_type, option_keys
+from elastic_ckpt.cli.run.job_file import BATCH_KEYS, key_type, option_keys
 from elastic_ckpt.cli.run.options import GroupedOption, grouped
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, RunState
@@ -69,6 +69,11 @@ YOURS = {
     "SLURMD_NODENAME": "this node's name without `--node-name`",
     "XDG_STATE_HOME": "where SLURM job numbers are recorded, in `elastic-ckpt/slurm`; "
     "default `~/.local/state`",
+    "PYTHONPATH": "`slurm submit` writes it into the script if elastic_ckpt was found through it; "
+    "and `SBATCH_*`, options of sbatch, as lines",
+    "XDG_CONFIG_HOME": "where `systemd install --user` puts the unit, and its job files lie, in "
+    "`elastic-ckpt`; default `~/.config`",
+    "PATH": "where `--python NAME` looks for a name without a slash",
     "XDG_CACHE_HOME": "where `--dir URL` works, and where the time of the last import of torch is "
     "kept, in `elastic-ckpt`; default `~/.cache`",
     "AWS_ENDPOINT_URL_S3": "or `AWS_ENDPOINT_URL`: the server of `s3://` if it is not AWS",
@@ -83,9 +88,12 @@ YOURS = {
 THEIRS = {
     "SLURM_JOB_ID": "set by SLURM in a job, with `SLURM_ARRAY_JOB_ID`, `SLURM_ARRAY_TASK_ID`, "
     "`SLURM_JOB_PARTITION`, `SLURM_JOB_NODELIST`, `SLURM_STEP_NODELIST`, `SLURM_STEP_NUM_NODES`, "
-    "`SLURM_TOPOLOGY_ADDR`, "
+    "`SLURM_STEP_TASKS_PER_NODE`, `SLURM_TOPOLOGY_ADDR`, "
     "`SLURM_JOB_NUM_NODES` and `SLURM_RESTART_COUNT`",
+    "KUBERNETES_SERVICE_HOST": "set by Kubernetes in a pod: `run` waits for the name of "
+    "`--rdzv-endpoint`, which has no address before its pod has one",
     "NOTIFY_SOCKET": "set by systemd: the socket for the supervisor's state, with `WATCHDOG_USEC`",
+    "JOURNAL_STREAM": "set by systemd: lines have priorities if standard error is this stream",
 }
 
 WORKERS = {
@@ -99,6 +107,13 @@ WORKERS = {
     "OMP_NUM_THREADS": "1 unless set, with several workers on a node, as under torchrun",
     "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "set while ColossalAI loads: nothing else is unpickled",
     "TORCH_CPP_LOG_LEVEL": "`ERROR` unless set: torch's store warns about each lost node",
+}
+
+BATCH_TEXTS = {
+    "setup": "lines of shell that the batch script runs before it starts the supervisors",
+    "srun": "further options of srun, each one word: `--container-image=...`",
+    "supervisor-python": "shell words that start Python on the nodes, as in a container; a "
+    "relative path is seen from the file; the interpreter of `submit` if not given",
 }
 
 
@@ -243,6 +258,14 @@ def job_file() -> Iterator[str]:
         assert run is not None
         rows = [(f"`{key}`", key_type(key, one)[0]) for key, one in option_keys(run).items()]
     yield table(("key", "type"), rows)
+    yield (
+        "For the batch script that `slurm submit` writes; `run` checks their types and does "
+        "nothing with them ([SLURM](slurm.md#setup))."
+    )
+    yield table(
+        ("key", "type", "meaning"),
+        [(f"`{key}`", kind, BATCH_TEXTS[key]) for key, (kind, _) in BATCH_KEYS.items()],
+    )
 
 
 # -- errors, and the states of a run ---------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Write the JSON Schema of ``elastic-ckpt status --json``: python scripts/schemas.py FILE."""
+"""Write the JSON Schema of a command's ``--json``: python scripts/schemas.py FILE.
+
+The file's name says which: ``status.json`` or ``report.json``.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,36 @@ from typing import Any
 
 import msgspec
 
+from elastic_ckpt.cli.report.figures import ReportFigures
 from elastic_ckpt.cli.status.view import StatusView
 
-TITLE = "elastic-ckpt status --json"
+KINDS: dict[str, type] = {"status": StatusView, "report": ReportFigures}
 
 
 def status_schema() -> dict[str, Any]:
     """Return the schema of ``status --json``; keys may be added, but never removed."""
-    schema = msgspec.json.schema(StatusView)
+    return schema_of("status")
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the schema of ``report --json``; keys may be added, but never removed."""
+    return schema_of("report")
+
+
+def schema_of(command: str) -> dict[str, Any]:
+    """Return the schema of a command's ``--json``."""
+    schema = msgspec.json.schema(KINDS[command])
     for part in schema["$defs"].values():
-        part["description"] = inspect.cleandoc(part["description"])
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": TITLE, **schema}
+        if "description" in part:
+            part["description"] = inspect.cleandoc(part["description"])
+    title = f"elastic-ckpt {command} --json"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
 
 
 def main() -> None:
     """Write the schema."""
-    Path(sys.argv[1]).write_text(json.dumps(status_schema(), indent=1, sort_keys=True) + "\n")
+    path = Path(sys.argv[1])
+    path.write_text(json.dumps(schema_of(path.stem), indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

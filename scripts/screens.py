@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from elastic_ckpt.cli.status.page import page
 from elastic_ckpt.cli.status.view import StatusView
@@ -45,9 +46,10 @@ def main() -> None:
 
 
 def write_svg(view: StatusView, title: str, path: Path) -> None:
-    """Write the page as a terminal shows it, without the web font that rich refers to."""
+    """Write the page, short and whole, as a terminal shows it, without rich's web font."""
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
-    console.print(page(view, COLUMNS))
+    console.print(Text(f"$ {title}", "bold"), page(view, COLUMNS), "", sep="\n")
+    console.print(Text(f"$ {title} -v", "bold"), page(view, COLUMNS, verbose=True), sep="\n")
     svg = console.export_svg(title=title)
     svg = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)
     path.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")

@@ -100,8 +100,12 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Load a file, and wait until it has loaded."""
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load an address, and wait until it has loaded."""
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=url)
         limit = time.monotonic() + PATIENCE_SECONDS
         while not self._loaded:
             self._take(limit)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -71,24 +72,34 @@ class NodeMemories:
         for server in self.servers:
             server.close()
 
-    def save(self, step: int, *, size: int = 100_000, seal: Iterable[int] | None = None) -> str:
+    def save(
+        self,
+        step: int,
+        *,
+        size: int = 100_000,
+        sizes: Mapping[int, int] = MappingProxyType({}),
+        seal: Iterable[int] | None = None,
+    ) -> str:
         """Save on all nodes, and seal on all of them, or on some; return the attempt. What nodes
-        have that are under notice goes to others before the leader seals."""
+        have that are under notice goes to others before the leader seals. ``sizes`` are those of
+        ranks that write another size."""
         shares = [
             msgspec.structs.replace(one.share, leaves=number in self.leaving)
             for number, one in enumerate(self.tiers)
         ]
         identity, world_size = f"{step:016x}", len(shares)
         made = [
-            one.attempt(one.make_room(step, size, replaces=False), identity, shares)
-            for one in self.tiers
+            one.attempt(
+                one.make_room(step, sizes.get(rank, size), replaces=False), identity, shares
+            )
+            for rank, one in enumerate(self.tiers)
         ]
         header = make_header(DiskAttempt(self.job, identity, step), world_size=world_size)
         files: list[FileEntry] = []
         for rank, attempt in enumerate(made):
             part = attempt.part(rank)
             name = f"modeling/{rank:05d}.safetensors"
-            self.contents[name] = bytes([rank + step]) * size + b"%d" % rank
+            self.contents[name] = bytes([rank + step]) * sizes.get(rank, size) + b"%d" % rank
             part.write(name, self.contents[name])
             files += part.finish(world_size, header if rank == 0 else None)
         sealing = range(world_size) if seal is None else seal

@@ -64,8 +64,8 @@ JobCompType=jobcomp/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2{gres[0]}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2{gres[1]}
 PartitionName=DEFAULT Nodes=ALL OverSubscribe=EXCLUSIVE
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=cut PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
@@ -95,6 +95,7 @@ class Slurm:
         requeue_exit: exit codes of a batch script that ask for another run, such as "75,76".
         node_timeout: seconds of a node's silence until it is lost.
         settings: further lines of slurm.conf, by name.
+        gpus: of n1 and n2: SLURM allocates them as it does real ones, although they are none.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Slurm:
         requeue_exit: str = "",
         node_timeout: int = 10,
         settings: dict[str, str] | None = None,
+        gpus: tuple[int, int] = (0, 0),
     ):
         self.root = directory.resolve()
         self.host = socket.gethostname().partition(".")[0]
@@ -112,6 +114,9 @@ class Slurm:
         self.kill_wait = kill_wait
         self.node_timeout = node_timeout
         self.settings = dict(settings or {})
+        self.gpus = gpus
+        if any(gpus):
+            self.settings["GresTypes"] = "gpu"
         if requeue_exit:
             self.settings["RequeueExit"] = requeue_exit
         self.conf = self.root / "slurm.conf"
@@ -152,11 +157,18 @@ class Slurm:
             grace=self.grace,
             kill_wait=self.kill_wait,
             node_timeout=self.node_timeout,
+            gres=[f" Gres=gpu:{count}" if count else "" for count in self.gpus],
         )
         for name, value in self.settings.items():  # a line given twice is an error
             text = re.sub(rf"^{name}=.*\n", "", text, flags=re.MULTILINE)
             text = f"{name}={value}\n{text}"
         self.conf.write_text(text)
+        gres = [
+            f"NodeName={name} Name=gpu File=/dev/tty[1-{count}]\n"
+            for name, count in zip(NODES, self.gpus, strict=True)
+            if count
+        ]
+        (self.root / "gres.conf").write_text("".join(gres))
         (self.root / "plugstack.conf").write_text("")  # not the host's plug-ins
         (self.root / "state").mkdir(exist_ok=True)
 

@@ -40,7 +40,7 @@ class Contender(Hosts):
     keeps_on_notice = keeps_on_coming = in_memory = True
 
     def __init__(self, root: Path, count: int, size: float, every: float) -> None:
-        options = ("--save-interval", f"{every}s", "--rdzv-timeout", "60")
+        options = ("--save-interval", f"{every}s", "--keep-last", "2", "--rdzv-timeout", "60")
         super().__init__(count, root, f"1:{count}", options=options, memory="4g")
         self.result, self.end = root / "result.json", root / "end"
         self.script = JOB

@@ -54,9 +54,11 @@ class Model(nn.Module):
         self.weight = nn.Parameter(torch.zeros(8))
         self.register_buffer("used", torch.zeros(SAMPLES, dtype=torch.int8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.slices = max(1, round(megabytes * 1e6 / 4 / SLICE))
-        for number in range(self.slices):
-            self.register_buffer(f"slice{number}", torch.zeros(SLICE))
+        count = max(1, round(megabytes * 1e6 / 4 / SLICE))
+        # Frozen parameters: equal on all ranks, and without gradients to send.
+        self.slices = nn.ParameterList(
+            nn.Parameter(torch.zeros(SLICE), requires_grad=False) for _ in range(count)
+        )
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
         return (self.weight * (samples[:, None] % 7 - 3.0) - 1.0).pow(2).mean()
@@ -65,7 +67,7 @@ class Model(nn.Module):
     def note(self, samples: torch.Tensor) -> None:
         """Count a step of all ranks."""
         self.used.index_add_(0, samples, torch.ones(len(samples), dtype=torch.int8))
-        self.get_buffer(f"slice{int(self.steps) % self.slices}").add_(1.0)
+        self.slices[int(self.steps) % len(self.slices)].add_(1.0)
         self.steps.add_(1)
 
     def taken(self) -> int:
@@ -75,12 +77,9 @@ class Model(nn.Module):
     def verdict(self) -> dict[str, Any]:
         """What the state says of itself."""
         last = int(self.used.nonzero().max()) + 1 if self.taken() else 0
-        steps = int(self.steps)
-        expected = [
-            steps // self.slices + (number < steps % self.slices) for number in range(self.slices)
-        ]
-        slices = [self.get_buffer(f"slice{number}") for number in range(self.slices)]
-        whole = [bool((one == n).all()) for one, n in zip(slices, expected, strict=True)]
+        steps, count = int(self.steps), len(self.slices)
+        expected = [steps // count + (number < steps % count) for number in range(count)]
+        whole = [bool((one == n).all()) for one, n in zip(self.slices, expected, strict=True)]
         return {
             "steps": steps,
             "taken": self.taken(),

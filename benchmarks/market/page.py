@@ -73,14 +73,15 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{settings['hosts']} hosts on a machine of {machine['cores']} cores, torch "
         f"{machine['versions']['torch']}, {settings['megabytes']:.0f} MB of state, steps of "
-        f"{settings['step_seconds']:g} s, a save every {settings['every']:g} s; "
-        f"{settings['hours']:g} hours of the trace in "
-        f"{settings['hours'] * 60 / settings['compress']:.0f} minutes, seed {settings['seed']}."
+        f"{settings['step_seconds']:g} s, a save every {settings['every']:g} s, seed "
+        f"{settings['seed']}."
     )
     yield ""
     yield "![Samples that count, over time](market.svg)"
     for market, outcomes in found["markets"].items():
-        yield from ("", f"### On hosts: {market}", "")
+        hours, compress = settings["markets"][market]
+        played = f"{hours:g} hours in {hours * 60 / compress:.0f} minutes"
+        yield from ("", f"### On hosts: {market}, {played}", "")
         yield (
             "| contender | goodput | steps lost | samples repeated, skipped | final state "
             "| recoveries: lost, notice, new node (median; longest) |"
@@ -154,7 +155,8 @@ def picture(found: dict[str, Any]) -> str:
     ]
     for number, (market, outcomes) in enumerate(markets.items()):
         runs = {name: one for name, one in outcomes.items() if one.get("progress")}
-        end = found["settings"]["hours"] * HOUR / found["settings"]["compress"]
+        hours, compress = found["settings"]["markets"][market]
+        end = hours * HOUR / compress
         best = found["samples_per_second"] * max(one["available"] for one in runs.values())
         top = panel * number
 
@@ -179,7 +181,7 @@ def picture(found: dict[str, Any]) -> str:
             )
         parts.append(
             f'<text x="{x(end)}" y="{top + 280}" text-anchor="end" class="soft">'
-            f"{found['settings']['hours']:g} h of the trace</text>"
+            f"{hours:g} h of the trace</text>"
         )
         places: list[float] = []
         ranked = sorted(runs.items(), key=lambda item: -item[1]["goodput"])

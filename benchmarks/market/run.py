@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,18 +34,38 @@ PAUSE = 0.1
 CALM_SECONDS = 20.0
 PATIENCE_SECONDS = 120.0
 
+
+class Market(NamedTuple):
+    """What is played on hosts; the rest of the generators only by arithmetic.
+
+    Attributes:
+        make: all changes, from a seed.
+        hours: of the trace, from its begin.
+        compress: how many of them in one.
+    """
+
+    make: Callable[[int], list[Change]]
+    hours: float
+    compress: float
+
+    def changes(self, seed: int) -> list[Change]:
+        """Those of four lanes; a notice stays as long as it is."""
+        return [
+            one._replace(at=one.at / self.compress)
+            for one in lanes(self.make(seed), HOSTS)
+            if one.at <= self.hours * HOUR
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes to play."""
+        return self.hours * HOUR / self.compress
+
+
 MARKETS = {
-    "p3": lambda seed: recorded(),
-    "announced": lambda seed: announced(HOSTS, 12 * HOUR, seed),
+    "p3": Market(lambda seed: recorded(), 2, 24),
+    "announced": Market(lambda seed: announced(HOSTS, 12 * HOUR, seed), 12, 144),
 }
-"""What is played on hosts; the rest of the generators only by arithmetic."""
-
-
-def compressed(changes: list[Change], hours: float, factor: float) -> list[Change]:
-    """The first hours of four lanes; a notice stays as long as it is."""
-    return [
-        one._replace(at=one.at / factor) for one in lanes(changes, HOSTS) if one.at <= hours * HOUR
-    ]
 
 
 def pace(root: Path, args: argparse.Namespace) -> float:
@@ -62,9 +83,8 @@ def pace(root: Path, args: argparse.Namespace) -> float:
 
 def play(contender: type[Contender], root: Path, args: argparse.Namespace, market: str) -> Outcome:
     """One contender in one market."""
-    changes = compressed(MARKETS[market](args.seed), args.hours, args.compress)
     with contender(root, HOSTS, args.size, args.every) as job:
-        return Field(job).play(changes, args.hours * HOUR / args.compress)
+        return Field(job).play(MARKETS[market].changes(args.seed), MARKETS[market].seconds)
 
 
 def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
@@ -74,8 +94,9 @@ def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": machine(),
         "settings": {
-            "hosts": HOSTS, "hours": args.hours, "compress": args.compress, "seed": args.seed,
-            "megabytes": args.size, "every": args.every, "step_seconds": PAUSE,
+            "hosts": HOSTS, "seed": args.seed, "megabytes": args.size, "every": args.every,
+            "step_seconds": PAUSE,
+            "markets": {name: [one.hours, one.compress] for name, one in MARKETS.items()},
         },
         "samples_per_second": rate, "markets": {},
     }  # fmt: skip
@@ -107,8 +128,6 @@ def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
 def main() -> None:
     """Play, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hours", type=float, default=4.0, help="of the trace")
-    parser.add_argument("--compress", type=float, default=30.0, help="hours of the trace in one")
     parser.add_argument("--size", type=float, default=1000.0, metavar="MB", help="of state")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two saves")
     parser.add_argument("--seed", type=int, default=2026, help="of a generated market")
@@ -120,8 +139,8 @@ def main() -> None:
     if reason := why_not():
         print(f"skipped: {reason}")
         return
-    minutes = args.hours * HOUR / args.compress / MINUTE
-    progress(f"each contender takes {minutes:.0f} min in each market; seed {args.seed}")
+    minutes = sum(MARKETS[name].seconds for name in args.markets) / MINUTE
+    progress(f"each contender takes {minutes:.0f} min and its starts; seed {args.seed}")
     with places(args.directory) as where:
         found = measure(args, where.disk)
     if args.json:

@@ -10,8 +10,8 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
-from elastic_ckpt.errors import ElasticCkptError, ExitCode
-from elastic_ckpt.util.next_steps import next_steps
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, next_steps
+from elastic_ckpt.util.journald import Priority, marked
 from elastic_ckpt.util.outlet import EXIT_SECONDS, print_error
 from elastic_ckpt.util.text import printable
 
@@ -43,6 +43,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Set up a machine": {
         "doctor": "elastic_ckpt.cli.doctor.command",
         "slurm": "elastic_ckpt.cli.slurm.command",
+        "systemd": "elastic_ckpt.cli.systemd.command",
         "completion": "elastic_ckpt.cli.completion",
     },
 }
@@ -147,5 +148,5 @@ def _run() -> int:
 
 def _print_error(message: str, lines: tuple[str, ...] = ()) -> None:
     """Print an error, and the lines about what to do next."""
-    text = "\n".join([f"elastic-ckpt: error: {printable(message, 4000)}", *lines])
-    print_error(text, EXIT_SECONDS)
+    error = marked(f"elastic-ckpt: error: {printable(message, 4000)}", Priority.ERROR)
+    print_error("\n".join([error, *lines]), EXIT_SECONDS)

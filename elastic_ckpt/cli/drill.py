@@ -16,7 +16,7 @@ from elastic_ckpt.cli.common import (
     open_job,
     timeout_option,
 )
-from elastic_ckpt.cli.live_line import LiveLine, live_line
+from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
 from elastic_ckpt.cli.save import predicted_seconds, running_records, saved_now
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import time
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,15 @@ import click
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.status.nodes import shown_record
+from elastic_ckpt.cli.status.problems import is_silent
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.heartbeat import read_heartbeat
+from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.jobdir.worker_logs import log_files, rank_files
+from elastic_ckpt.protocol.run_state import TERMINAL
 from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
@@ -21,21 +29,35 @@ if TYPE_CHECKING:
 
 @click.command("logs")
 @directory_argument
-@click.option("--rank", metavar="RANK", type=click.IntRange(min=0), help="Only this rank.")
+@click.option(
+    "--rank",
+    "ranks",
+    metavar="RANK",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Only this rank; may be repeated.",
+)
 @click.option("--last", is_flag=True, help="Only the newest incarnation.")
+@click.option("-f", "--follow", is_flag=True, help="Print what comes, until the job ends.")
 @click.option(
     "--processes",
     is_flag=True,
     help="The log of elastic-ckpt's own processes by time: supervisors, agents, workers.",
 )
-def command(directory: Path | BucketUrl, rank: int | None, last: bool, processes: bool) -> int:
+def command(
+    directory: Path | BucketUrl, ranks: tuple[int, ...], last: bool, follow: bool, processes: bool
+) -> int:
     """Print the workers' output of the job in DIR, by incarnation.
 
     \b
       elastic-ckpt logs checkpoints --last
       elastic-ckpt logs checkpoints --rank 3 | less
+      elastic-ckpt logs checkpoints --follow --rank 0
       elastic-ckpt logs checkpoints --processes --last
       elastic-ckpt logs s3://bucket/job
+
+    Of a progress bar the last state is printed. --follow begins with the last 20 lines of each rank
+    of the newest incarnation, and ends with the job.
 
     Kept are the newest 20 incarnations, with 16 to 32 MB of each rank, and 4 to 8 MB of each
     process's log. In a bucket there is the end of what the ranks of the newest incarnation
@@ -43,30 +65,65 @@ def command(directory: Path | BucketUrl, rank: int | None, last: bool, processes
 
     Exits with 0, or with 64 if there is no output.
     """
+    if follow and (processes or isinstance(directory, BucketUrl)):
+        raise UsageError("--follow is for what workers print into a directory on this machine")
     if isinstance(directory, BucketUrl):
         from elastic_ckpt.cli.bucket.history import bucket_logs
 
-        lines = bucket_logs(directory, rank, processes=processes)
+        lines = bucket_logs(directory, ranks, processes=processes)
     else:
         job = open_job(directory)
-        lines = _processes(job, rank, last) if processes else _printed(job, rank, last)
+        if follow and not _is_over(job):
+            return _follow(job, ranks)
+        last = last or follow
+        lines = _processes(job, ranks, last) if processes else _printed(job, ranks, last)
     for line in lines:
         click.echo(line)
     return 0
 
 
-def _printed(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
+def _follow(job: JobDirectory, ranks: tuple[int, ...]) -> int:
+    """Follow until the job ends, and say how it did; or until Ctrl-C."""
+    from elastic_ckpt.jobdir.log_follower import LogFollower
+
+    follower = LogFollower(job, ranks, lambda: _is_over(job), time.monotonic, time.sleep)
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in follower.lines():
+            click.echo(line)
+        record = shown_record(job_records(job))
+        ended = record.message if record is not None and record.state in TERMINAL else "killed"
+        status = command_line("status", job.root)
+        click.echo(f"elastic-ckpt: the job has ended: {printable(ended)}: {status}", err=True)
+    return 0
+
+
+def _is_over(job: JobDirectory) -> bool:
+    """Return whether no supervisor runs the job, as far as is known here."""
+    record = shown_record(job_records(job))
+    if record is None or record.state in TERMINAL:
+        return True
+    alive = record.owner.is_alive()
+    if alive is None:
+        return is_silent(read_heartbeat(job, record.node))
+    return not alive
+
+
+def _of_ranks(ranks: Collection[int]) -> str:
+    return f" of rank {' and '.join(map(str, ranks))}" if ranks else ""
+
+
+def _printed(job: JobDirectory, ranks: Collection[int], last: bool) -> Iterator[str]:
     logs = log_files(job)
     newest = max((found[0] for found in rank_files(job, "")), default=0)
     if last:
         logs = [log for log in logs if log.incarnation == newest]
-    if rank is not None:
-        logs = [log for log in logs if log.rank == rank]
+    if ranks:
+        logs = [log for log in logs if log.rank in ranks]
     if not logs:
         raise UsageError(
             "no worker output"
             + (f" of incarnation {newest}" if last and newest else "")
-            + ("" if rank is None else f" of rank {rank}")
+            + _of_ranks(ranks)
             + f" in {job.logs}: see elastic-ckpt status"
         )
     for log in logs:
@@ -74,19 +131,17 @@ def _printed(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
         yield from log.lines()
 
 
-def _processes(job: JobDirectory, rank: int | None, last: bool) -> Iterator[str]:
+def _processes(job: JobDirectory, ranks: Collection[int], last: bool) -> Iterator[str]:
     from elastic_ckpt.jobdir.process_log import read_process_logs
 
     lines = read_process_logs(job)
     if last:
         newest = max((line.incarnation or 0 for line in lines), default=0)
         lines = [line for line in lines if (line.incarnation or 0) == newest]
-    if rank is not None:
-        lines = [line for line in lines if line.rank == rank]
+    if ranks:
+        lines = [line for line in lines if line.rank in ranks]
     if not lines:
-        raise UsageError(
-            "no process log" + ("" if rank is None else f" of rank {rank}") + f" in {job.logs}"
-        )
+        raise UsageError(f"no process log{_of_ranks(ranks)} in {job.logs}")
     yield from _shown(lines)
 
 

@@ -95,7 +95,7 @@ def _lines(
     for name, one in left_out.items():
         lines.append(f"{name:<{width}}  left out since {since(one)}: {one.why}")
         lines.append(f"  {command_line('nodes', directory, '--let-in', name)}")
-    return lines or ["no node is left out, and the job has not run on several nodes"]
+    return lines or ["no node is left out, and no run on several nodes is active"]
 
 
 def since(one: LeftOutNode) -> str:

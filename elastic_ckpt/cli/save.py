@@ -9,7 +9,7 @@ import click
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_of_job
 from elastic_ckpt.cli.common import directory_argument, open_job, read_slots, timeout_option
-from elastic_ckpt.cli.live_line import LiveLine, live_line
+from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory

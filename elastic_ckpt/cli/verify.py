@@ -17,7 +17,7 @@ from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, mark_verified, unmark
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.listing import as_row
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.errors import CheckpointError, ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
@@ -138,8 +138,13 @@ def _print(views: list[CheckpointView], full: bool) -> None:
 
 
 def _set_aside(found: CheckpointView) -> None:
-    job = JobDirectory.holding(found.path.parent)
     if not found.intact and not found.foreign and found.own is None:
-        target = set_aside(job, found.path, found.why)
-        _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
-        click.echo(f"{found.shown}: set aside as {encodable(str(target))}", err=True)
+        click.echo(f"{found.shown}: set aside as {move_aside(found)}", err=True)
+
+
+def move_aside(found: CheckpointView) -> str:
+    """Move a damaged checkpoint to quarantine, and journal it; return where it is."""
+    job = JobDirectory.holding(found.path.parent)
+    target = set_aside(job, found.path, found.why)
+    _tell(job, Quarantined(path=str(found.path), to=str(target), reason=found.why))
+    return encodable(str(target))

@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.util.versions import revision, versions
+
 PROGRAM: Final = "elastic-ckpt"
 _MAX_BYTES: Final = 128 * 1024
 _MAX_VARIABLES: Final = 1000
@@ -24,19 +26,29 @@ class RunCommand(msgspec.Struct, frozen=True):
         argv: its words; empty if they are too long, or not Unicode.
         directory: its working directory.
         environment: the names of its environment variables, sorted; never their values.
+        versions: of this program, Python and packages, by name.
+        revision: ``git describe`` of the script's tree; empty if that is not known.
     """
 
     argv: tuple[str, ...]
     directory: str
     environment: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+    revision: str = ""
 
     @classmethod
-    def current(cls, arguments: Sequence[str]) -> RunCommand:
+    def current(cls, arguments: Sequence[str], script: Path | None = None) -> RunCommand:
         """Return the command of this process: ``run`` with these arguments."""
         argv = (*program(), "run", *arguments)
         here, names = os.getcwd(), sorted(os.environ)[:_MAX_VARIABLES]
         fits = sum(map(len, argv)) <= _MAX_BYTES and _is_text([*argv, here])
-        return cls(argv if fits else (), here, tuple(filter(_is_text, names)))
+        return cls(
+            argv if fits else (),
+            here,
+            tuple(filter(_is_text, names)),
+            versions(),
+            revision(script.parent) if script is not None else "",
+        )
 
     @property
     def is_managed(self) -> bool:

@@ -24,13 +24,13 @@ from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import open_regular, read_tail, remove_tree
 from elastic_ckpt.util.jsonl import AppendedFile, older
-from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.text import folded, printable
 
 KEPT_INCARNATIONS: Final = 20
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 """Of each of a rank's two files: the one that is written, and the older one."""
 
-_MAX_LINE_BYTES: Final = 256 * 1024
+MAX_LINE_BYTES: Final = 256 * 1024
 _TAIL_BYTES: Final = 16 * 1024
 _TAIL_LINES: Final = 20
 _TAIL_WIDTH: Final = 300
@@ -48,18 +48,35 @@ class LogFile:
     path: Path
 
     def lines(self) -> Iterator[str]:
-        """Yield its lines, safe for a terminal; none if it cannot be read."""
+        """Yield its lines, safe for a terminal, with progress bars folded; none if it cannot be
+        read."""
         for path in (older(self.path), self.path):
             with contextlib.suppress(OSError), os.fdopen(open_regular(path), "rb") as file:
-                # A line that is too long comes in pieces.
-                for line in iter(partial(file.readline, _MAX_LINE_BYTES), b""):
-                    yield printable(line.decode(errors="replace").rstrip("\r\n"), 4000)
+                rest = b""
+                for piece in iter(partial(file.readline, MAX_LINE_BYTES), b""):
+                    rest = without_old_states(rest + piece)
+                    if rest.endswith(b"\n") or b"\r" not in rest:  # a line that is too long
+                        yield shown_line(rest)
+                        rest = b""
+                if rest:
+                    yield shown_line(rest)
 
     def tail(self) -> tuple[str, ...]:
         """Return its last lines, each cut to a width that a record can hold."""
         text = read_tail(self.path, _TAIL_BYTES).decode(errors="replace")
-        lines = deque((line for line in text.splitlines() if line.strip()), maxlen=_TAIL_LINES)
+        lines = deque(filter(str.strip, map(folded, text.split("\n"))), maxlen=_TAIL_LINES)
         return tuple(printable(line, _TAIL_WIDTH) for line in lines)
+
+
+def without_old_states(line: bytes) -> bytes:
+    """Return a line, or its beginning, without the states of a progress bar that are overwritten:
+    one bar may print for days."""
+    return b"\r".join(line.rsplit(b"\r", 2)[-2:])
+
+
+def shown_line(line: bytes) -> str:
+    """Return a line of a log, safe for a terminal."""
+    return printable(folded(line.decode(errors="replace")), 4000)
 
 
 class LogWriter:

@@ -22,6 +22,7 @@ ExitStatus = Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 Value = Annotated[float, Meta(ge=-1e100, le=1e100)]
 Values = Annotated[dict[str, Value], Meta(max_length=64)]
+Names = Annotated[dict[str, str], Meta(max_length=64)]
 
 
 class JournalEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -42,12 +43,20 @@ class Unknown(JournalEvent, frozen=True, tag=""):
 
 
 class RunStarted(JournalEvent, frozen=True, tag="start"):
-    """A supervisor starts a run; ``slurm_restarts`` is SLURM_RESTART_COUNT, if it is set."""
+    """A supervisor starts a run.
+
+    Attributes:
+        versions: of Python and of packages, by name; ``version`` is this program's.
+        revision: ``git describe`` of the script's tree; empty if that is not known.
+        slurm_restarts: SLURM_RESTART_COUNT, if it is set.
+    """
 
     run_id: str = ""
     script: str = ""
     nproc: Count = 0
     version: str = ""
+    versions: Names = {}
+    revision: str = ""
     slurm_restarts: str | None = None
 
 
@@ -100,6 +109,7 @@ class Crashed(JournalEvent, frozen=True, tag="crash"):
         kind: one of ``FailureClass``.
         tail: the last lines that the rank printed.
         restart_step: of the checkpoint to restart from.
+        node: where the failure began, on several nodes; empty on one, or if it is not known.
     """
 
     rank: RankOrNone = -1
@@ -108,6 +118,7 @@ class Crashed(JournalEvent, frozen=True, tag="crash"):
     message: str = ""
     tail: tuple[str, ...] = ()
     restart_step: RankOrNone | None = None
+    node: str = ""
 
 
 class HangFound(JournalEvent, frozen=True, tag="hang"):

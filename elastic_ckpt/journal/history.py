@@ -150,7 +150,7 @@ class History:
         at = entry.wall
         match event:
             case RunStarted():
-                self._begin(at, Run())
+                self._begin(at, _run(entry, event))
             case ScriptStarted():
                 self._begin_script(entry, event)
             case WorkersLaunched():
@@ -169,7 +169,7 @@ class History:
             case IncarnationEnded():
                 self._ended(at, event)
             case Crashed():
-                self._crash(at, event)
+                self._crash(entry, event)
             case RunEnded():
                 self._end(at, event)
             case RecoveryMeasured():
@@ -247,7 +247,8 @@ class History:
 
     def _begin_script(self, entry: JournalEntry, event: ScriptStarted) -> None:
         """Take a script without a supervisor, which is its own launch, into account."""
-        self._begin(entry.wall, Run(supervised=False))
+        run = Run(supervised=False, began=entry.wall, node=_short(entry.node))
+        self._begin(entry.wall, run)
         self.incarnations.append(
             Incarnation(
                 entry.incarnation, len(self.runs) - 1, entry.wall,
@@ -266,10 +267,10 @@ class History:
             return  # such a script never journals its end
         run.killed = True
         if self._noticed is None:
-            self._interrupt(Cause.KILLED, at, message="the run ended without a word")
+            message = "the run ended without a word"
+            self._interrupt(Cause.KILLED, at, message=message, node=run.node)
         else:
-            message = "the node was gone before the run had ended"
-            self._interrupt(Cause.PREEMPTION, at, kind=self._noticed.source, message=message)
+            self._preempted(at, "the node was gone before the run had ended")
 
     def _launch(self, entry: JournalEntry, event: WorkersLaunched) -> None:
         self.marks.clear()
@@ -312,7 +313,7 @@ class History:
         seconds = None if isinstance(event, WarningReceived) else event.seconds
         notice = PastNotice(
             entry.wall, run, NoticeKind(entry.name), _short(event.source),
-            printable(event.reason), event.follows, seconds,
+            printable(event.reason), event.follows, seconds, node=_short(entry.node),
         )  # fmt: skip
         self.notices.append(notice)
         if self._noticed is None and isinstance(event, NoticeReceived) and not event.follows:
@@ -326,7 +327,8 @@ class History:
         if event.kind in _REGROUPED and self._noticed is None:
             self._interrupt(Cause.REGROUPING, at, message=message)
 
-    def _crash(self, at: float, event: Crashed) -> None:
+    def _crash(self, entry: JournalEntry, event: Crashed) -> None:
+        at = entry.wall
         kind, message = _short(event.kind), printable(event.message)
         stacks, self._stacks = self._stacks if kind == "hang" else (), ()
         found = self._close_incarnation(at, EndKind.CRASHED.value)
@@ -334,9 +336,12 @@ class History:
             found.message = message
         if self.incarnations and self.incarnations[-1].ended is not None:
             at = min(at, self.incarnations[-1].ended)
+        alone = not self.incarnations or self.incarnations[-1].nodes <= 1
+        node = event.node or (entry.node if alone else "")
         self._interrupt(
             Cause.FAILURE, at, kind=kind or "unknown", rank=event.rank, message=message,
             tail=tuple(printable(line, 200) for line in event.tail[-64:]), stacks=stacks,
+            node=_short(node),
         )  # fmt: skip
 
     def _end(self, at: float, event: RunEnded) -> None:
@@ -352,10 +357,14 @@ class History:
         if last is not None and last.run == len(self.runs) - 1 and last.ended is not None:
             at = last.ended
         if event.state == RunState.PREEMPTED.value:
-            source = self._noticed.source if self._noticed is not None else ""
-            self._interrupt(Cause.PREEMPTION, at, kind=source, message=message)
+            self._preempted(at, message)
         elif not self._is_explained():
-            self._interrupt(Cause.GAVE_UP, at, message=message)
+            self._interrupt(Cause.GAVE_UP, at, message=message, node=run.node)
+
+    def _preempted(self, at: float, message: str) -> None:
+        found = self._noticed
+        source, node = (found.source, found.node) if found is not None else ("", "")
+        self._interrupt(Cause.PREEMPTION, at, kind=source, message=message, node=node)
 
     def _is_explained(self) -> bool:
         """Whether the newest incarnation's failure is an interruption already."""
@@ -371,6 +380,14 @@ class History:
         own = self.incarnations and self.incarnations[-1].run == len(self.runs) - 1
         number = self.incarnations[-1].number if own else 0
         self.interruptions.append(Interruption(cause, at, len(self.runs) - 1, number, **fields))
+
+
+def _run(entry: JournalEntry, event: RunStarted) -> Run:
+    return Run(
+        began=entry.wall, node=_short(entry.node), script=printable(event.script),
+        version=_short(event.version), revision=printable(event.revision, 200),
+        versions={_short(name): _short(version) for name, version in event.versions.items()},
+    )  # fmt: skip
 
 
 def _short(text: str) -> str:

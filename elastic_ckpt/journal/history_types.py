@@ -16,9 +16,18 @@ class Run:
         ended: None while it runs.
         exit_code: None while it runs, and if it is unknown.
         killed: it ended without an entry.
+        began: when it started.
+        node: that it was started on, or that led it.
+        script, version, versions, revision: as in the event ``start``.
     """
 
     supervised: bool = True
+    began: float = 0.0
+    node: str = ""
+    script: str = ""
+    version: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    revision: str = ""
     ended: float | None = None
     exit_code: int | None = None
     killed: bool = False
@@ -101,6 +110,7 @@ class PastNotice:
         why: the reason for what was saved.
         predicted_seconds, actual_seconds: of the save on the notice; None if unknown.
         saved_step: the step that was saved on the notice.
+        node: that goes away.
     """
 
     at: float
@@ -114,6 +124,7 @@ class PastNotice:
     predicted_seconds: float | None = None
     actual_seconds: float | None = None
     saved_step: int | None = None
+    node: str = ""
 
 
 class Cause(Enum):
@@ -143,6 +154,7 @@ class Interruption:
         rank: the first to fail; -1 if it was not a rank.
         tail: the last lines that the rank printed.
         stacks: where each rank was, for a hang.
+        node: where it began; empty if unknown.
     """
 
     cause: Cause
@@ -154,6 +166,7 @@ class Interruption:
     message: str = ""
     tail: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
+    node: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,14 @@ class PeerCopies:
     Attributes:
         newest: (epoch, step) of the newest save of this incarnation of which each node has copied
             what another one holds; None without one.
+        count, bytes: of all copies.
+        failures, error: the number of copies that failed, and why the last one did.
     """
 
     def __init__(self) -> None:
         self._begin(0)
+        self.count = self.bytes = self.failures = 0
+        self.error = ""
 
     def _begin(self, nodes: int) -> None:
         """Begin with the pairs of another incarnation."""
@@ -35,10 +39,13 @@ class PeerCopies:
             case Saved(step=step, epoch=epoch, tier="memory"):
                 self._epochs[step] = epoch
                 self._look(step)
-            case Replicated(step=int(step)):
+            case Replicated(step=int(step), bytes=size):
+                self.count += 1
+                self.bytes += size
                 self._done.setdefault(step, set()).add(entry.node)
                 self._look(step)
-            case ReplicaFailed(step=int(step)):
+            case ReplicaFailed(step=int(step), error=error):
+                self.failures, self.error = self.failures + 1, error
                 self._failed.add(step)
 
     def _look(self, step: int) -> None:

@@ -7,6 +7,7 @@ after its SIGTERM. Fields and times are those of SLURM 22.05.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -18,9 +19,14 @@ from elastic_ckpt.notices import SourceEvent
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import Notice, TimeLimit
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_SECONDS: Final = 10.0
 KILL_WAIT_SECONDS: Final = 30.0
 """SLURM's default, if the configuration is unavailable."""
+
+NEAR_SECONDS: Final = 900.0
+"""A signal this long before the time limit is taken to announce it, as of sbatch --signal."""
 
 _SELDOM_SECONDS: Final = 300.0
 _OFTEN_SECONDS: Final = 15.0
@@ -69,7 +75,10 @@ class SlurmSource(PollingSource):
         elif signalled and job.get("JobState") != "RUNNING":
             what = "time limit" if job.get("Reason") == "TimeLimit" else "cancelled or requeued"
             yield "ends", Notice(self.name, what, signalled + kill_wait_seconds())
-        elif end and job.get("TimeLimit") != "UNLIMITED":
+        elif signalled and _limited(job, end) and 0 < end - wall <= NEAR_SECONDS:
+            why = "signal before the time limit"
+            yield ("near", end), Notice(self.name, why, now + end - wall)
+        elif _limited(job, end):
             # The limit may be extended: poll more often as it approaches.
             self.interval_seconds = min(_SELDOM_SECONDS, max(_OFTEN_SECONDS, (end - wall) / 4))
             yield ("limit", end), TimeLimit(self.name, "time limit", now + end - wall)
@@ -123,18 +132,32 @@ def requeue_exit_codes() -> set[int]:
 def head_endpoint() -> str:
     """Return the rendezvous endpoint of a step: the address of its first node, and a port.
 
-    Empty outside a SLURM job, or if SLURM does not answer.
+    Empty outside a SLURM job. Without scontrol, as in a container, it is the first node's name.
     """
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     number = os.environ.get("SLURM_JOB_ID", "")
     if not nodes or not number.isdecimal():
         return ""
+    address = first_host(nodes)
     try:
-        first = scontrol("show", "hostnames", nodes).split()[0]
-        address = fields(scontrol("-o", "show", "node", first)).get("NodeAddr") or first
-    except (SlurmUnanswered, IndexError):
-        return ""
+        address = fields(scontrol("-o", "show", "node", address)).get("NodeAddr") or address
+    except SlurmUnanswered as error:
+        log.info("the address of %s is its name: %s", address, error)
     return f"{address}:{_FIRST_PORT + int(number) % _PORTS}"
+
+
+def first_host(nodes: str) -> str:
+    """Return the first of a list of nodes: ``n007`` of ``n[007-009,12],m1``."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
+
+
+def tasks_per_node(environ: Mapping[str, str] = os.environ) -> int:
+    """Return the maximum number of tasks that srun started per node; 1 outside a step.
+
+    SLURM writes ``2(x3),1`` for 2 tasks on each of three nodes, and 1 on another.
+    """
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return max(map(int, counts), default=1)
 
 
 def show_config() -> dict[str, str]:
@@ -169,6 +192,10 @@ def fields(line: str) -> dict[str, str]:
     """Parse ``Name=value`` pairs; a value ends where the next name starts."""
     found = re.split(r"(?:^|\s)([A-Za-z][A-Za-z:/]*)=", line.strip())[1:]
     return dict(zip(found[::2], (value.strip() for value in found[1::2]), strict=True))
+
+
+def _limited(job: Mapping[str, str], end: float) -> bool:
+    return bool(end) and job.get("TimeLimit") != "UNLIMITED"
 
 
 def _time(job: Mapping[str, str], name: str) -> float:

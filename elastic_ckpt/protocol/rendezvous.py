@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import EndpointUnknown, UsageError
 
 DEFAULT_PORT: Final = 29400
 """Torchrun's default."""
@@ -50,7 +50,8 @@ def meet(endpoint: str, is_led: Callable[[], bool]) -> Rendezvous:
         is_led: whether a live supervisor leads the job.
 
     Raises:
-        UsageError: the endpoint is invalid, or its name is unknown.
+        EndpointUnknown: its name has no address.
+        UsageError: the endpoint is invalid.
     """
     limit = time.monotonic() + LEFT_OVER_SECONDS
     while True:
@@ -65,7 +66,7 @@ def _try_to_lead(endpoint: str) -> Rendezvous:
     try:
         return _listen(host, port)
     except socket.gaierror as error:
-        raise UsageError(
+        raise EndpointUnknown(
             f"--rdzv-endpoint {endpoint}: {error.strerror or error}: give the name or address of "
             "a node that this one can reach"
         ) from None
@@ -88,16 +89,25 @@ def _listen(host: str, port: int) -> Rendezvous:
         return Rendezvous(host, int(listener.getsockname()[1]), os.dup(listener.fileno()))
 
 
-def lead_towards(endpoint: str) -> tuple[Rendezvous, str]:
+def lead_towards(endpoint: str, known: str = "") -> tuple[Rendezvous, str]:
     """Become the head on this node's own address, the one that reaches the nodes at ``endpoint``.
 
     Returns the rendezvous and its endpoint. The port is the same, or a free one if it is taken.
+
+    Args:
+        known: an address that ``endpoint`` had, for when its name is gone together with its host.
 
     Raises:
         OSError: this node has no way to that address.
     """
     host, port = parse_endpoint(endpoint)
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    try:
+        towards = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except socket.gaierror:
+        if not known:
+            raise
+        towards = socket.getaddrinfo(known, port, type=socket.SOCK_DGRAM)
+    family, kind, _, _, address = towards[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # sends nothing
         own = str(probe.getsockname()[0])
@@ -106,6 +116,15 @@ def lead_towards(endpoint: str) -> tuple[Rendezvous, str]:
     if not found.leads:
         found = _listen(own, 0)
     return found, f"{shown}:{found.port}"
+
+
+def address_of(endpoint: str) -> str:
+    """Return the numeric address of an endpoint's host; empty if its name has none now."""
+    host, port = parse_endpoint(endpoint)
+    try:
+        return str(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4][0])
+    except OSError:
+        return ""
 
 
 def is_same_endpoint(one: str, other: str) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 
+from elastic_ckpt import __version__
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.rendezvous import Rendezvous
+from elastic_ckpt.util.versions import work_together
 
 
 class SharedBucket(msgspec.Struct, frozen=True):
@@ -46,6 +50,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         bucket: what the ranks of several nodes save to; None if they share a directory.
         digests: steps between two digests of each rank's state in the journal; 0 for none.
         saves_itself: whether the run watches the script's own checkpoints.
+        version: the supervisor's; empty from one that did not send it.
         module: the name under which ``script`` runs, as with ``python -m``; empty for a script.
     """
 
@@ -80,3 +85,19 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     digests: int = 0
     saves_itself: bool = False
     bucket: SharedBucket | None = None
+    version: str = ""
+
+
+def decode_spec(line: bytes) -> WorkerSpec:
+    """Return the specification in the supervisor's first line.
+
+    Raises:
+        SystemExit: it is of a version whose later messages this one does not understand.
+    """
+    spec = msgspec.json.decode(line, type=WorkerSpec)
+    if spec.version and not work_together(spec.version, __version__):
+        raise SystemExit(
+            f"elastic-ckpt agent: version {__version__} in {sys.executable} does not work with the "
+            f"supervisor's {spec.version}: rerun the same command"
+        )
+    return spec

@@ -27,7 +27,7 @@ from elastic_ckpt.protocol.messages import (
 )
 from elastic_ckpt.protocol.worker_spec import WorkerSpec
 from elastic_ckpt.util.files import read_bounded
-from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, kill_descendants
+from elastic_ckpt.util.processes import KILL_WAIT_SECONDS, environment_of, kill_descendants
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +90,16 @@ def summary(message: msgspec.Struct) -> str:
 class AgentProcess:
     """The real ``AgentPort``: an agent process."""
 
-    def __init__(self, spec: WorkerSpec, variables: Mapping[str, str]) -> None:
-        """``variables`` are the workers', in place of the environment's; the agent has them too,
-        because some count only from the start of an interpreter or of torch."""
+    def __init__(self, spec: WorkerSpec, python: str, variables: Mapping[str, str]) -> None:
+        """Start it.
+
+        Args:
+            python: the interpreter of the agent and the workers; empty for this one.
+            variables: the workers', in place of the environment's; the agent has them too, because
+                some count only from the start of an interpreter or of torch.
+        """
         read, write = os.pipe()
-        environment = os.environ | dict(variables)
+        environment = environment_of(python, os.environ) | dict(variables)
         environment["ELASTIC_CKPT_EVENTS"] = str(write)
         environment["ELASTIC_CKPT_DIR"] = spec.directory
         self._scratch = _make_scratch()
@@ -105,7 +110,7 @@ class AgentProcess:
         if spec.nproc > 1:
             environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE],
+            [python or sys.executable, "-c", _CODE],
             stdin=subprocess.PIPE,
             pass_fds=(write, theirs.fileno(), *_listening(spec)),
             env=environment,

@@ -26,6 +26,7 @@ from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
 from elastic_ckpt.supervisor.watch.recovery_watch import RecoveryWatch
 from elastic_ckpt.supervisor.watch.step_marks import StepMarks
 from elastic_ckpt.supervisor.watch.stepless_watch import SteplessWatch
+from elastic_ckpt.util.journald import warning
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -168,7 +169,7 @@ class Incarnations:
     def on_hang(self, hang: Hang) -> None:
         """Remember what hangs; its workers are being killed."""
         self._hang = hang
-        self._run.record.say(f"{hang.message}; stacks are in the journal")
+        self._run.record.say(warning(f"{hang.message}; stacks are in the journal"))
 
     def retry(self, now: float) -> None:
         """Leave the back-off once it is over."""

@@ -35,6 +35,7 @@ from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key, OwnPort
 from elastic_ckpt.supervisor.saves.checkpoints import DirectoryCheckpoints, JobCheckpoints
 from elastic_ckpt.supervisor.saves.fall_back import FallBack
 from elastic_ckpt.util.change_bell import ChangeBell
+from elastic_ckpt.util.journald import warning
 
 log = logging.getLogger(__name__)
 
@@ -365,7 +366,7 @@ class JobFiles:
         elif self._left_behind is None:
             self._left_behind = self._newest
         log.warning("%s", said)
-        self._say(said)
+        self._say(warning(said))
         ownership = self._locks.ownership
         if ownership is not None:
             ownership.check_place()  # nothing is written where a disk was unmounted

@@ -12,6 +12,7 @@ from elastic_ckpt.policy.failure import Failure
 from elastic_ckpt.policy.restart import RestartAction, RestartDecision, RestartPolicy
 from elastic_ckpt.supervisor.ports import Clock, DirectoryPort, MemoryPort
 from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.util.journald import warning
 
 FALL_BACK_SECONDS: Final = 60.0
 """How long the storage may take to begin to set a checkpoint aside."""
@@ -52,6 +53,7 @@ class Restarts:
                 message=failure.message,
                 tail=failure.tail,
                 restart_step=restart_step,
+                node=failure.node or ", ".join(failure.lost),
             )
         )
 
@@ -87,7 +89,7 @@ class Restarts:
         if line is None:
             line = f"{why}: the storage does not answer, resuming from the newest checkpoint"
         if line:
-            record.say(line)
+            record.say(warning(line))
         return True
 
     def _gives_up(self, now: float, record: RunRecord) -> bool:
@@ -99,5 +101,5 @@ class Restarts:
         message = "waiting for the storage, which does not answer, to set a checkpoint aside"
         if record.node.message != message:
             record.update(message=message)
-            record.say(message)
+            record.say(warning(message))
         return False

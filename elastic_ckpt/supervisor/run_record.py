@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 
+from elastic_ckpt import __version__
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.events import StateChanged
+from elastic_ckpt.journal.events import RunStarted, StateChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.journald import Line, Priority
 
 log = logging.getLogger(__name__)
+
+_PRIORITIES: Final[Mapping[RunState, Priority]] = {
+    RunState.BACKING_OFF: Priority.WARNING,
+    RunState.DRAINING: Priority.NOTICE,
+    RunState.PREEMPTED: Priority.NOTICE,
+    RunState.FAILED: Priority.ERROR,
+}
+"""The priority of what a state begins with, in systemd's journal; others have ``INFO``."""
 
 
 def first_record(
@@ -43,6 +54,20 @@ def first_record(
         saves_itself=bool(settings.own),
         head=settings.node if run_number else "?",
         bucket=settings.own_bucket,
+    )
+
+
+def started(record: NodeRecord, settings: RunSettings) -> RunStarted:
+    """Return the journal's first event of a run."""
+    command = record.command
+    return RunStarted(
+        run_id=record.run_id,
+        script=str(settings.script),
+        nproc=settings.nproc,
+        version=__version__,
+        versions=command.versions if command else {},
+        revision=command.revision if command else "",
+        slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
     )
 
 
@@ -86,7 +111,7 @@ class RunRecord:
         self.node.state = advance(before, event)
         if message:
             self.node.message = message
-            self.say(message)
+            self.say(Line(message, _PRIORITIES.get(self.state, Priority.INFO)))
         if self.state is not before:
             log.info("%s -> %s", before.value, self.state.value)
             resumed, message = step if step >= 0 else None, self.node.message

@@ -45,6 +45,7 @@ class RunSettings:
         mtbf: expected seconds between failures, for an automatic interval.
         max_failures: consecutive failures to retry without a new checkpoint between them.
         hang_seconds: minimum silence of all ranks that counts as a hang.
+        python: path of the workers' interpreter; empty for the supervisor's own.
         global_batch: samples per optimizer step over all ranks; 0 leaves it to the script.
         preload: modules to import before workers start.
         retention: overrides the script's retention unless empty.
@@ -61,6 +62,7 @@ class RunSettings:
         acknowledge: tell the platform not to wait once the checkpoint is sealed.
         mirror: copies in a bucket; None for none.
         metrics: host and port to serve Prometheus metrics on; port 0 picks a free one.
+        web: host and port to serve the live page on; port 0 picks a free one, None for none.
         digests: steps between two digests of each rank's state in the journal; 0 for none.
         own: the checkpoints that the script writes itself.
         env: variables of the workers, in place of those of the same names in the environment.
@@ -80,6 +82,7 @@ class RunSettings:
     mtbf: float = DEFAULT_MTBF_SECONDS
     max_failures: int = 3
     hang_seconds: float = MIN_HANG_SECONDS
+    python: str = ""
     global_batch: int = 0
     preload: tuple[str, ...] = ()
     retention: Retention = field(default_factory=Retention)
@@ -98,6 +101,7 @@ class RunSettings:
     mirror: MirrorSettings | None = None
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
+    web: tuple[str, int] | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     digests: int = 0
     own: OwnSaves = field(default_factory=OwnSaves)

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from typing import Final
 
-from elastic_ckpt import __version__
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
-from elastic_ckpt.journal.events import JobFileReloaded, RunEnded, RunStarted
+from elastic_ckpt.journal.events import JobFileReloaded, RunEnded
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice, Reload, StopNow, may_wait
 from elastic_ckpt.protocol.agreement import RequestKind
 from elastic_ckpt.protocol.messages import Ask, Kill
@@ -30,7 +28,7 @@ from elastic_ckpt.supervisor.cluster.role import Role
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import AgentPort, Ports
 from elastic_ckpt.supervisor.preemption import Preemption
-from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.supervisor.run_record import RunRecord, started
 from elastic_ckpt.supervisor.saves.adviser import SaveAdviser
 from elastic_ckpt.supervisor.saves.emergency import TURN_SECONDS, EmergencySave
 from elastic_ckpt.supervisor.settings import RunSettings, reload
@@ -106,15 +104,7 @@ class Supervisor:
         self.ports.memory.begin()
         self.ports.own.start()
         self.ports.mirror.start()
-        self.ports.journal.write(
-            RunStarted(
-                run_id=self.record.node.run_id,
-                script=str(self.settings.script),
-                nproc=self.settings.nproc,
-                version=__version__,
-                slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
-            )
-        )
+        self.ports.journal.write(started(self.record.node, self.settings))
         self.record.update()
         self.role.begin(self)
         self._start_when_calm(now)

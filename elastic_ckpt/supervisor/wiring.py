@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from elastic_ckpt import __version__
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
 from elastic_ckpt.checkpoint.ownership.fence import Fence
@@ -52,6 +53,7 @@ from elastic_ckpt.supervisor.systemd import Service
 from elastic_ckpt.supervisor.watch.effort import measure_effort
 from elastic_ckpt.supervisor.watch.node_check import NodeCheck, NodeLook
 from elastic_ckpt.supervisor.watch.stacks import Stack, dump_stacks
+from elastic_ckpt.supervisor.web.live_page import LivePage
 from elastic_ckpt.util.processes import (
     activity,
     become_subreaper,
@@ -61,6 +63,7 @@ from elastic_ckpt.util.processes import (
 )
 
 log = logging.getLogger(__name__)
+Outlets = tuple[Metrics, LivePage]
 
 
 class Wakeup:
@@ -90,10 +93,10 @@ class Host:
     """The real ``HostPort``."""
 
     def __init__(
-        self, heartbeat: HeartbeatThread, metrics: Metrics, process_log: ProcessLog, wakeup: Wakeup
+        self, heartbeat: HeartbeatThread, outlets: Outlets, process_log: ProcessLog, wakeup: Wakeup
     ) -> None:
         self._heartbeat = heartbeat
-        self._metrics = metrics
+        self._outlets = outlets
         self._process_log = process_log
         self._wakeup = wakeup
         self._signals_before = -1
@@ -101,7 +104,8 @@ class Host:
     def start(self) -> None:
         become_subreaper()
         self._heartbeat.start()
-        self._metrics.start()
+        for outlet in self._outlets:
+            outlet.start()
         self._signals_before = self._wakeup.on_signals()
 
     def wait(self, fds: Iterable[int | None], seconds: float) -> None:
@@ -141,7 +145,8 @@ class Host:
     def stop(self) -> None:
         signal.set_wakeup_fd(self._signals_before)
         self._heartbeat.stop()
-        self._metrics.stop()
+        for outlet in self._outlets:
+            outlet.stop()
         self._process_log.end()
 
 
@@ -197,7 +202,7 @@ def make_supervisor(
         DirectoryUnusable: the directory cannot be used.
         LockHeld: another supervisor has it.
         StopAborted: ``leaves`` returned True.
-        UsageError: the metrics address is taken, or ``start_from`` is unknown.
+        UsageError: an address is taken, or ``start_from`` is unknown.
         CheckpointError: ``start_from`` is not intact.
     """
     job = JobDirectory(settings.directory)
@@ -237,7 +242,7 @@ def make_supervisor(
         BEAT_SECONDS if rendezvous is None else HEAD_BEAT_SECONDS,
     )  # fmt: skip
     record = RunRecord(first, journal, files.write_record, say)
-    metrics = Metrics(settings, job, board, record)
+    outlets = Metrics(settings, job, board, record), LivePage(settings, leads, handed is None, say)
     target: DrainTarget = DirectoryTarget(job, fence, journal, record.say)
     if checkpoints is not None:
         target = BucketTarget(job, checkpoints.store, claim.twin() if claim else None)
@@ -298,9 +303,10 @@ def make_supervisor(
             bucket=_shared(shared, claim),
             saves_itself=bool(now.own),
             digests=now.digests,
+            version=__version__,
         )
         if not kept:
-            return AgentProcess(spec, now.env)
+            return AgentProcess(spec, now.python, now.env)
         agent = kept.pop()
         agent.move(spec)
         return agent
@@ -314,7 +320,7 @@ def make_supervisor(
         own=own,
         mirror=mirror,
         listener=Listener(signals, sources, journal, wakeup.wake),
-        host=Host(HeartbeatThread(job, settings.node, board), metrics, process_log, wakeup),
+        host=Host(HeartbeatThread(job, settings.node, board), outlets, process_log, wakeup),
         service=service,
         start_agent=start_agent,
     )

@@ -13,7 +13,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -184,3 +184,18 @@ def _group_counters() -> Iterator[Path]:
                 yield root / "memory" / path.strip("/") / "memory.oom_control"
             elif path.strip("/") and not controllers:
                 yield root / path.strip("/") / "memory.events"
+
+
+def environment_of(python: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which ``python`` is started, as after ``activate`` of its virtual
+    environment: what a script starts by name comes from there. Unchanged if it is empty."""
+    found = dict(environ)
+    if not python:
+        return found
+    programs = Path(python).parent
+    found["PATH"] = ":".join(filter(None, (str(programs), environ.get("PATH"))))
+    found.pop("PYTHONHOME", None)  # this interpreter's standard library
+    found.pop("VIRTUAL_ENV", None)
+    if (programs.parent / "pyvenv.cfg").exists():
+        found["VIRTUAL_ENV"] = str(programs.parent)
+    return found

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Final
 
 MAX_SHOWN: Final = 1000
 """Characters shown of a longer name or reason."""
+
+_SEQUENCE: Final = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
+"""A colour, or a movement of the cursor."""
+
+
+def folded(line: str) -> str:
+    """Return a line that a program printed as a terminal leaves it: of a progress bar, which goes
+    back to the start of its line with ``\\r``, the last state; without colours."""
+    states = _SEQUENCE.sub("", line).rstrip("\r\n").split("\r")
+    return next((state for state in reversed(states) if state.strip()), "")
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:

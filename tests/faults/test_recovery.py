@@ -38,7 +38,7 @@ def test_recovery_stages_add_up(tmp_path):
         assert found["tier"] in ("memory", "disk")  # disk, if no generation was free
         assert found["step"] >= 4
         printed = subprocess.run(
-            [sys.executable, "-m", "elastic_ckpt", "status", str(job.directory)],
+            [sys.executable, "-m", "elastic_ckpt", "status", "-v", str(job.directory)],
             capture_output=True, text=True, env=environment() | {"COLUMNS": "200"}, timeout=60,
         ).stdout  # fmt: skip
         line = next(line for line in printed.splitlines() if line.startswith("last recovery"))

@@ -44,7 +44,7 @@ def test_output_of_the_failed_rank_is_kept(tmp_path: Path, how: str) -> None:
         assert wanted in " ".join(crash["tail"])
         failure = json.loads(run("status", str(job.directory), "--json").stdout)["last_failure"]
         assert failure["rank"] == 1 and failure["tail"] == crash["tail"]
-        shown = " ".join(run("status", str(job.directory)).stdout.split())
+        shown = " ".join(run("status", "-v", str(job.directory)).stdout.split())
         assert f"rank 1, {crash['kind']}, " in shown
         assert crash["tail"][-1][:40] in shown
 

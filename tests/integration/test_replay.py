@@ -18,7 +18,7 @@ from tests.job import SCRIPTS, Job, environment
 
 
 def status(job: Job) -> str:
-    asked = [sys.executable, "-m", "elastic_ckpt", "status", str(job.directory)]
+    asked = [sys.executable, "-m", "elastic_ckpt", "status", "-v", str(job.directory)]
     done = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=60)
     return done.stdout
 

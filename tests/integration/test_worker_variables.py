@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interpreters import make_environment
 from tests.job import environment
 
 pytestmark = pytest.mark.one_torch
@@ -54,3 +55,21 @@ def test_workers_have_the_variables_of_the_job_file(tmp_path: Path) -> None:
     }  # fmt: skip
     for left in (tmp_path / "ck" / ".elastic-ckpt").rglob("*"):
         assert left.is_dir() or b"a 'b'" not in left.read_bytes(), f"{left} has a value"
+
+
+def test_they_go_before_those_of_the_jobs_python(tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "workers")
+    (tmp_path / "train.py").write_text(
+        "import os, sys\n"
+        "open('seen', 'w').write(sys.executable + ' ' + os.environ['VIRTUAL_ENV'])\n"
+    )
+    (tmp_path / "job.toml").write_text(
+        f'dir = "ck"\nscript = "train.py"\nnproc = 1\npython = "{python}"\n\n[env]\n'
+        'VIRTUAL_ENV = "other"\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "elastic_ckpt", "run", "--config", "job.toml"],
+        cwd=tmp_path, env=environment(), timeout=120, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "seen").read_text() == f"{python} other"

@@ -54,7 +54,12 @@ COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
 @pytest.mark.parametrize(
-    ("nproc", "more"), [pytest.param(1, {}, marks=pytest.mark.slow), (2, {}), (1, COMPILED)]
+    ("nproc", "more"),
+    [
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        pytest.param(2, {}, marks=pytest.mark.slow),
+        (2, COMPILED),
+    ],
 )
 def test_a_notice_and_a_crash_change_no_bit(nproc: int, more: dict, tmp_path: Path) -> None:
     """Dropout, accumulation with a remainder, a schedule; 24 steps in 3 or 6 epochs."""

@@ -60,7 +60,7 @@ def test_status_after_the_night(night: Night) -> None:
         view.last_recovery is not None
         and view.last_recovery.total_seconds < view.time.recovery_seconds
     )
-    page = " ".join(command(night, "status").split())
+    page = " ".join(command(night, "status", "-v").split())
     for words in (
         "preempted", f"resumes from step {view.position.step}", "newest intact",
         f"{CRASHES} after failures", f"{NOTICES + 1} after preemptions", "lost work", "recovery",

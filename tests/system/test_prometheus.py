@@ -242,6 +242,40 @@ def test_prometheus_matches_status_and_the_journal(
     end(job)
 
 
+def test_finished_job_is_seen_as_finished_and_is_not_down(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    """Its supervisor ends after the look that shows it; a killed one pages."""
+    down = expression_of_down()
+    with Job(tmp_path / "run", "--epochs", "1", script=SCRIPT) as job:
+        job.options = ["--name", "gpt", "--max-failures", "4"]
+        job.start("--metrics", "0")
+        until(lambda: "metrics: http" in job.log.read_text(), "the address")
+        prometheus.find(address(job))
+        assert job.wait() == 0, job.output()
+        until(lambda: prometheus.ask('up{job="elastic-ckpt"}') == {("up",): 0.0}, "it is gone")
+        last = prometheus.ask('last_over_time(elastic_ckpt_state{state="finished"}[5m])')
+        assert list(last.values()) == [1.0]
+        assert prometheus.ask(down) == {}
+
+        port = address(job)
+        job.arguments = ["--epochs", NEVER]
+        job.directory = tmp_path / "run" / "other"
+        job.start("--metrics", port)
+        query = 'elastic_ckpt_state{state="running"} == 1'
+        until(lambda: prometheus.ask(query), "that the next job trains")
+        job.supervisor().kill()
+        until(lambda: list(prometheus.ask(down).values()) == [0.0], "that it is down")
+
+
+def expression_of_down() -> str:
+    """The expression of ElasticCkptDown, as the rules have it."""
+    pattern = r"alert: ElasticCkptDown\n\s+expr: >-\n(.*?)\n\s+for:"
+    found = re.search(pattern, ALERTS.read_text(), re.DOTALL)
+    assert found is not None
+    return " ".join(found[1].split())
+
+
 def check_everything_asked_for_in_the_page(prometheus: Prometheus) -> None:
     """Each query has an answer, each alert is one that it can work out."""
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
@@ -249,6 +283,11 @@ def check_everything_asked_for_in_the_page(prometheus: Prometheus) -> None:
     for query in [line for line in block.splitlines() if not line.startswith("#")]:
         short = re.sub(r"\[\w+\]", "[10s]", query)
         until(lambda short=short: prometheus.ask(short) or "rate(" in short, short)
+
+    board = json.loads(ALERTS.with_name("dashboard.json").read_text())
+    for panel in board["panels"]:
+        for target in panel.get("targets", ()):
+            prometheus.ask(target["expr"].replace("$job", ".*"))  # valid, as the API says
 
     def evaluated() -> Any:
         [group] = prometheus.api("rules")["groups"]

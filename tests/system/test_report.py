@@ -196,7 +196,8 @@ def test_text_has_contrast_in_both_colour_schemes(browser: Browser, dark: bool) 
     page = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", page)[:3])) < 200) is dark
     for selector in ("h1", ".pill", ".facts", "nav a", ".answer .verdict", ".answer li", "td",
-                     "thead th", "td small", ".legend li", ".labels span", ".box", "td.good",
+                     "thead th", "td small", ".legend li", ".labels span", ".box",
+                     ".amber .verdict",
                      "summary", ".acrosses i", ".rec > span", "footer p",
                      *(f".key.s{number}" for number in range(1, 9))):  # fmt: skip
         assert contrast(browser, selector) >= 4.5, selector

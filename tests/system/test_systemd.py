@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -62,9 +63,8 @@ class Service:
 
     def view(self) -> StatusView:
         """As a user logged in there sees it: the board is in the machine's memory."""
-        command = [sys.executable, "-m", "elastic_ckpt", "status", "--json", str(self.keys["dir"])]
-        path = f"PYTHONPATH={REPOSITORY}"
-        shown = self.machine.run("env", path, *command, check=False)
+        command = ours("status", "--json", str(self.keys["dir"]))
+        shown = self.machine.run(*command, check=False)
         return msgspec.json.decode(shown, type=StatusView)
 
     def until(self, condition, what: str, seconds: float = 180.0) -> StatusView:
@@ -108,19 +108,23 @@ def machine(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
 
 
 def install(machine: Machine, root: Path) -> None:
-    """Install as systemd/README.md describes, with the paths of a test."""
-    machine.write("/etc/systemd/system/elastic-ckpt@.service", UNIT.read_text())
-    machine.run("systemd-sysusers", str(UNITS / "elastic-ckpt.sysusers"))
-    machine.run("systemd-tmpfiles", "--create", str(UNITS / "elastic-ckpt.tmpfiles"))
+    """Install as systemd/README.md describes, by the commands that installing prints."""
+    shown = machine.run(*ours("systemd", "install"))
+    for line in shown.partition("next:\n")[2].splitlines()[:3]:
+        machine.run(*line.split())
     machine.run("chown", "elastic-ckpt", str(root))
-    here = Path(sys.executable).parent
     machine.write(
         "/etc/systemd/system/elastic-ckpt@.service.d/test.conf",
-        f"[Service]\nEnvironment=PATH={here}:/usr/bin:/bin PYTHONPATH={REPOSITORY}\n"
+        f"[Service]\nEnvironment=PYTHONPATH={REPOSITORY}\n"
         f"BindPaths={root}\nBindReadOnlyPaths={REPOSITORY} {sys.prefix}\n"
         "TimeoutStopSec=3s\nWatchdogSec=4s\nStartLimitBurst=1000\n",
     )
     machine.systemctl("daemon-reload")
+
+
+def ours(*words: str) -> list[str]:
+    """The command line of a user of the machine."""
+    return ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "elastic_ckpt", *words]
 
 
 def test_unit_is_ready_at_the_first_step_and_a_stop_saves(machine: Machine, root: Path) -> None:
@@ -222,9 +226,8 @@ def test_permanent_failure_is_not_restarted(
 
 def test_doctor_reports_unit_problems(machine: Machine, root: Path) -> None:
     def doctor() -> list[dict]:
-        path = f"PYTHONPATH={REPOSITORY}"
-        command = [sys.executable, "-m", "elastic_ckpt", "doctor", "--unit", "checked", "--json"]
-        return json.loads(machine.run("env", path, *command, check=False))
+        command = ours("doctor", "--unit", "checked", "--json")
+        return json.loads(machine.run(*command, check=False))
 
     def problems() -> list[str]:
         return [one["text"] for one in doctor() if one["state"] == "problem"]
@@ -253,6 +256,84 @@ def test_finished_job_is_not_restarted(machine: Machine, root: Path) -> None:
         shown = machine.until(service.name, lambda s: s["ActiveState"] == "inactive", "the end")
         assert (shown["Result"], shown["ExecMainStatus"]) == ("success", "0")
     assert service.view().state == "finished"
+
+
+def test_environment_files_reach_the_script_and_the_jobs_own_wins(
+    machine: Machine, root: Path
+) -> None:
+    service = Service(machine, root, "variables")
+    machine.write("/etc/elastic-ckpt/environment", "OF_ALL=1\nBOTH=all\n")
+    machine.write("/etc/elastic-ckpt/variables.env", 'BOTH="the job"\n')
+    machine.run("chmod", "600", "/etc/elastic-ckpt/variables.env")
+    service.start()
+    [worker, *_] = service.until_step(5).workers
+    found = machine.run("cat", f"/proc/{worker.pid}/environ").split("\0")
+    assert {"OF_ALL=1", "BOTH=the job"} <= set(found)
+    service.stop()
+
+
+def test_lines_have_priorities_in_the_journal(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "priorities", **{"max-failures": 1})
+    service.start()
+    service.until_step(5)
+    [worker, *_] = service.view().workers
+    machine.run("kill", "-KILL", str(worker.pid))
+    service.until(lambda view: view.incarnation == 2 and view.state == "running", "a restart")
+    service.stop()
+    service.write(nproc="many")
+    machine.systemctl("start", service.name, check=False)
+    shown = machine.run("journalctl", "-o", "json", "-u", service.name)
+    lines = [json.loads(line) for line in shown.splitlines()]
+    priorities = {
+        line["MESSAGE"]: int(line["PRIORITY"])
+        for line in lines
+        if line.get("_COMM") != "systemd" and line["MESSAGE"].startswith("elastic-ckpt: ")
+    }
+
+    def of(text: str) -> set[int]:
+        return {value for line, value in priorities.items() if text in line}
+
+    assert of("training, incarnation") == {6}
+    assert of("killed by SIGKILL") == {4}
+    assert of("saving") == {5} and of("invalid --nproc") == {3}
+
+
+def test_service_of_a_user(machine: Machine) -> None:
+    """Without root: its unit, its job file and its service manager."""
+    home = Path("/home/someone")
+    machine.run("useradd", "--create-home", "someone")
+    number = machine.run("id", "-u", "someone").strip()
+    machine.systemctl("start", f"user@{number}")
+
+    def theirs(*words: str, check: bool = True) -> str:
+        variables = [f"XDG_RUNTIME_DIR=/run/user/{number}", f"HOME={home}", "USER=someone"]
+        someone = ["setpriv", f"--reuid={number}", "--clear-groups", f"--regid={number}"]
+        return machine.run(*someone, "env", *variables, *words, check=check)
+
+    theirs(*ours("systemd", "install", "--user"))
+    jobs = home / ".config/elastic-ckpt"
+    theirs("mkdir", "-p", str(jobs))
+    job = f'dir = "{home}/ck"\nscript = "{TINY}"\nnproc = 1\nnotice-source = ["none"]\n'
+    job += 'args = ["--epochs", "1000", "--pause", "0.01"]\n'
+    machine.write(str(jobs / "mine.toml"), job)
+    machine.write(str(jobs / "environment"), f"PYTHONPATH={REPOSITORY}\n")
+    theirs("systemctl", "--user", "daemon-reload")
+    theirs("systemctl", "--user", "start", "elastic-ckpt@mine")
+    found = json.loads(theirs(*ours("doctor", "--unit", "mine", "--json"), check=False))
+    texts = [one["text"] for one in found]
+    assert {"configured correctly", "valid job file"} <= set(texts), texts
+    theirs("systemctl", "--user", "stop", "elastic-ckpt@mine")
+    shown = theirs("systemctl", "--user", "show", "elastic-ckpt@mine", "-p", "Result")
+    assert shown.strip() == "Result=success"
+    assert "emergency" in machine.run(*ours("list", f"{home}/ck", "--json"))
+
+
+def test_uninstall_refuses_while_a_job_runs(machine: Machine, root: Path) -> None:
+    service = Service(machine, root, "removed")
+    service.start()
+    refused = machine.run("sh", "-c", " ".join(ours("systemd", "uninstall")) + " 2>&1", check=False)
+    assert f"systemctl stop {service.name}.service" in refused
+    service.stop()
 
 
 def test_shutdown_waits_for_the_save(root: Path, tmp_path: Path) -> None:
@@ -292,3 +373,11 @@ def test_unit_exposure_is_within_its_limit() -> None:
 
     assert (analyze(EXPOSURE), analyze(EXPOSURE - 1)) == (0, 1)
     assert f"{EXPOSURE / 10}" in (UNITS / "README.md").read_text()
+
+
+def test_systemd_analyze_accepts_the_users_unit(tmp_path: Path) -> None:
+    """It looks for the user's directories, and starts nothing."""
+    verify = ["systemd-analyze", "verify", "--user", str(UNITS / "user" / UNIT.name)]
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    found = subprocess.run(verify, capture_output=True, text=True, timeout=30, env=environment)
+    assert (found.returncode, found.stderr) == (0, "")

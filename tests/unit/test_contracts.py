@@ -121,6 +121,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/own/announced.py",
     "checkpoint/own/seal.py",
     "checkpoint/own/watched.py",
+    "cli/run/interpreter.py",  # the answer of the workers' Python
     # The checkpoint format, in the checkpoint's own files (docs/format.md).
     "checkpoint/manifest.py",
     "checkpoint/memory/seal.py",
@@ -144,6 +145,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/memory/owner.py",
     "cli/leftovers.py",
     "cli/replay/command.py",
+    "cli/report/figures.py",
     # The learned model is the decision's own state; jobdir/prediction_file.py stores it.
     "policy/prediction.py",
     # Answers of metadata services.
@@ -157,6 +159,7 @@ OTHER_STRUCTS: Final = {
     "cli/doctor/storage_trial.py",
     "cli/drill.py",
     "util/gpus.py",
+    "cli/status/problems.py",
     "cli/status/progress.py",
     "cli/status/saves.py",
     "cli/status/nodes.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,8 @@ def test_copied_paths_exist_and_are_not_ignored() -> None:
     names = sorted(name for copy in copies for name in copy)
     assert names == sorted(kept)
     assert all((ROOT / name).exists() for name in names)
+
+
+def test_image_has_the_bucket_extra() -> None:
+    extra = re.search(r'^bucket = \["(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert extra and f'/wheels/*.whl "{extra[1]}"' in (ROOT / "Dockerfile").read_text()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 import pytest
 
 from elastic_ckpt.errors import ExitCode
@@ -16,6 +19,7 @@ from tests.commands import COMMANDS, PROGRAM
 from tests.pages import DOCS, PAGES, ROOT, anchors, blocks, links, typed_commands
 
 sys.path.insert(0, str(ROOT / "scripts"))
+import docs_site
 import reference
 
 pytestmark = pytest.mark.one_torch
@@ -114,6 +118,25 @@ def test_every_page_is_in_the_index() -> None:
     """So that every page can be found."""
     linked = {link.partition("#")[0] for link in links(DOCS / "README.md")}
     assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= linked
+
+
+def test_every_page_is_on_the_site() -> None:
+    """In one place; the order is that of what people want to do."""
+    config = msgspec.toml.decode((ROOT / "zensical.toml").read_bytes())
+
+    def names(part: Any) -> Iterator[str]:
+        for one in part:
+            yield from [one] if isinstance(one, str) else names(next(iter(one.values())))
+
+    listed = sorted(names(config["project"]["nav"]))
+    assert listed == sorted([*(page.name for page in DOCS.glob("*.md")), *docs_site.FROM_THE_ROOT])
+
+
+def test_links_that_leave_the_site_become_their_text() -> None:
+    text = "see [the units](../systemd/README.md), [changes](../CHANGELOG.md#x), [it](nodes.md)"
+    expected = "see the units, [changes](CHANGELOG.md#x), [it](nodes.md)"
+    assert docs_site.page(text) == expected
+    assert docs_site.page("```diff a.py b.py\n```\n") == '```diff title="a.py b.py"\n```\n'
 
 
 def test_reference_matches_the_sources() -> None:

@@ -99,8 +99,8 @@ def test_page_and_picture():
     found = {
         "machine": {"cores": 2, "versions": {"torch": "2"}},
         "settings": {
-            "hosts": 4, "hours": 1.0, "compress": 100.0, "seed": 1, "megabytes": 10.0, "every": 5.0,
-            "step_seconds": 0.1,
+            "hosts": 4, "seed": 1, "megabytes": 10.0, "every": 5.0, "step_seconds": 0.1,
+            "markets": {"p3": [1.0, 100.0]},
         },
         "samples_per_second": 10.0,
         "markets": {

@@ -75,7 +75,8 @@ class SharesReading:
         whole = [entry for entry in files if not is_cut(entry)]
         self._bring(here, share_out(whole, rank, of), watch)
         large = [entry for entry in files if is_cut(entry)]
-        if large:
+        # Of any node: this one may have the only large files, and all ranks take the same steps.
+        if any(is_cut(_with_chunks(entry)) for entry in self.seal.files):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             rest = _SharesRest(large, here, self.path, rank, of, _WHAT)
             rest.begin(watch)

@@ -6,7 +6,7 @@ What is read is not trusted: keys by their form, sizes by a limit, lines as thos
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -24,8 +24,8 @@ from elastic_ckpt.cli.bucket.rows import BucketRow, rows_of
 from elastic_ckpt.cli.bucket.status import bucket_state
 from elastic_ckpt.errors import ElasticCkptError, NoUsableCheckpoint, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.worker_logs import shown_line
 from elastic_ckpt.journal.journal import MAX_READ_BYTES
-from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
     from elastic_ckpt.cli.report.material import Material
@@ -38,7 +38,7 @@ _PAGES: Final = 20
 _REQUESTS: Final = 8
 
 
-def bucket_logs(url: BucketUrl, rank: int | None, *, processes: bool) -> Iterator[str]:
+def bucket_logs(url: BucketUrl, ranks: Collection[int], *, processes: bool) -> Iterator[str]:
     """Yield the end of what the workers of the newest incarnation printed, with headings.
 
     Raises:
@@ -50,12 +50,12 @@ def bucket_logs(url: BucketUrl, rank: int | None, *, processes: bool) -> Iterato
     mine = [found for found in every if found[0].claim == claim]
     incarnation = max((key.worker[0] for key, _ in mine), default=0)
     mine = [found for found in mine if found[0].worker[0] == incarnation]
-    mine = [found for found in mine if rank in (None, found[0].worker[1])]
+    mine = [found for found in mine if not ranks or found[0].worker[1] in ranks]
     if processes or not mine:
         what = "process logs" if processes else "no worker output"
         raise UsageError(
             what
-            + ("" if rank is None or processes else f" of rank {rank}")
+            + (f" of rank {' and '.join(map(str, ranks))}" if ranks and not processes else "")
             + (" are not copied to a bucket" if processes else f" in {url}")
             + ": they are in the directory of the run, on its machine; elastic-ckpt status "
             f"{url} says which"
@@ -63,8 +63,8 @@ def bucket_logs(url: BucketUrl, rank: int | None, *, processes: bool) -> Iterato
     mine.sort(key=lambda found: found[0].worker)
     for (key, _), data in zip(mine, _read(store, mine), strict=True):
         yield f"== incarnation {key.worker[0]}, rank {key.worker[1]} (the end of it)"
-        for line in (data or b"").splitlines():
-            yield printable(line.decode(errors="replace"), 4000)
+        for line in (data or b"").removesuffix(b"\n").split(b"\n"):
+            yield shown_line(line)
 
 
 def collect_bucket(url: BucketUrl, collect: Callable[[JobDirectory], Material]) -> Material:

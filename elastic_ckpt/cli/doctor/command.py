@@ -16,14 +16,25 @@ from elastic_ckpt.cli.doctor.directory import (
     inspect_directory,
 )
 from elastic_ckpt.cli.doctor.filesystem import check_filesystem
-from elastic_ckpt.cli.doctor.findings import Finding, Group, StatusLine, collect, show, show_summary
+from elastic_ckpt.cli.doctor.findings import (
+    Finding,
+    Group,
+    StatusLine,
+    collect,
+    show,
+    show_summary,
+    show_wrong,
+)
 from elastic_ckpt.cli.doctor.gpus import check_gpus
 from elastic_ckpt.cli.doctor.machine import check_clock, check_limits, check_network
 from elastic_ckpt.cli.doctor.memory import check_memory
 from elastic_ckpt.cli.doctor.platform import Grace, check_platform, find_grace, nodes
+from elastic_ckpt.cli.doctor.repairs import check_leftovers
 from elastic_ckpt.cli.doctor.storage import check_storage
 from elastic_ckpt.cli.doctor.systemd_unit import check_unit
 from elastic_ckpt.cli.doctor.versions import check_versions
+from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.notices.platforms import detect
 from elastic_ckpt.util.gpus import auto_workers, find_gpus
 
@@ -38,10 +49,19 @@ from elastic_ckpt.util.gpus import auto_workers, find_gpus
     type=Duration(min=0),
     help="Time from a signal to the end of this node.  [default: as for run]",
 )
+@click.option("--python", metavar="PATH", default="", help="Check this Python, as run --python.")
 @click.option("--unit", metavar="NAME", help="Also check elastic-ckpt@NAME and its job file.")
+@click.option("--fix", is_flag=True, help="Repair what is safe to repair in DIR.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every check, also those that are ok.")
 @click.option("--json", "as_json", is_flag=True, help="An array, for scripts.")
 def command(
-    directory: Path | BucketUrl | None, grace: float | None, unit: str | None, as_json: bool
+    directory: Path | BucketUrl | None,
+    grace: float | None,
+    python: str,
+    unit: str | None,
+    fix: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> int:
     """Check this machine, and whether DIR is suitable for checkpoints.
 
@@ -50,36 +70,49 @@ def command(
       elastic-ckpt doctor /data/ckpt --grace 120
       elastic-ckpt doctor --unit gpt
 
-    Each line is ok, a warning or a problem, with what to do. Up to 268 MB are written to DIR, or
-    its nearest existing parent, for up to 5 s, and removed again; without DIR no storage is
-    tested. DIR may be a SLURM job number, or the URL of a bucket, which is tried with one object.
+    Problems are printed first, then warnings, each with what to do; the rest is counted. Up to 268
+    MB are written to DIR, or its nearest existing parent, for up to 5 s, and removed again; without
+    DIR no storage is tested. DIR may be a SLURM job number, or the URL of a bucket, which is tried
+    with one object.
+
+    --fix removes what killed doctor commands left in DIR, and sets damaged checkpoints aside, as a
+    start would. Nothing else is changed.
 
     Exits with 1 if there is a problem.
     """
+    if fix and not isinstance(directory, Path):
+        raise UsageError("--fix repairs a job directory: pass it")
     status = StatusLine()
-    found: list[Finding] = []
-    titles: list[str] = []
-    for title, one in collect(_groups(directory, grace, unit, status), status):
-        if not as_json:
-            show(title, one, begins=title not in titles)
-        titles.append(title)
-        found.append(one)
+    found: list[tuple[str, Finding]] = []
+    for title, one in collect(_groups(directory, grace, python, unit, fix, status), status):
+        if verbose and not as_json:
+            show(title, one, begins=title not in [group for group, _ in found])
+        found.append((title, one))
+    findings = [one for _, one in found]
     if as_json:
-        echo_json(found)
+        echo_json(findings)
+    elif verbose:
+        show_summary(findings)
     else:
-        show_summary(found)
-    return 1 if any(one.state == "problem" for one in found) else 0
+        show_wrong(found)
+        show_summary(findings, command_line("doctor", "-v", *[directory] * (directory is not None)))
+    return 1 if any(one.state == "problem" for one in findings) else 0
 
 
 def _groups(
-    directory: Path | BucketUrl | None, given: float | None, unit: str | None, status: StatusLine
+    directory: Path | BucketUrl | None,
+    given: float | None,
+    python: str,
+    unit: str | None,
+    fix: bool,
+    status: StatusLine,
 ) -> Iterator[Group]:
     """Yield the groups of findings; each is checked when it is iterated."""
-    yield "versions", check_versions()
+    yield "versions", check_versions(python)
     workers = auto_workers()
     status.say("checking devices ...")
     gpus = find_gpus()
-    yield "devices", check_gpus(gpus, workers)
+    yield "devices", check_gpus(gpus, workers, python=python)
     platforms = detect()
     status.say("checking the platform ...")
     grace = find_grace(given, platforms)
@@ -91,7 +124,7 @@ def _groups(
     else:
         status.say("checking the directory ...")
         path = inspect_directory(directory)
-        yield "checkpoints", _checkpoints(path, platforms, grace, status)
+        yield "checkpoints", _checkpoints(path, platforms, grace, fix, status)
     yield "memory", check_memory(path if isinstance(path, CheckedPath) else None)
     yield "machine", _machine(workers, bool(gpus.devices))
     if unit:
@@ -99,12 +132,13 @@ def _groups(
 
 
 def _checkpoints(
-    path: CheckedPath | Finding, platforms: list[str], grace: Grace, status: StatusLine
+    path: CheckedPath | Finding, platforms: list[str], grace: Grace, fix: bool, status: StatusLine
 ) -> Iterator[Finding]:
     if isinstance(path, Finding):
         yield path
         return
     yield from check_directory(path)
+    yield from check_leftovers(path, fix=fix)
     yield check_filesystem(path.tested, platforms, nodes=nodes())
     yield from check_storage(path, grace, status.say)
 

@@ -14,7 +14,7 @@ import msgspec
 from elastic_ckpt.checkpoint.catalog import newest_of_job
 from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.checkpoint.memory.tier import tier_of
-from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.cli.doctor.findings import Finding, ok, untried
 from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -56,7 +56,7 @@ class CheckedPath(msgspec.Struct, frozen=True):
 def inspect_directory(directory: Path | None) -> CheckedPath | Finding:
     """Inspect a directory in a child process; return a finding if that fails."""
     if directory is None:
-        return ok("directory", "not tested: give the job directory (doctor DIR)")
+        return untried("directory", "not tried: give the job directory (doctor DIR)")
     try:
         found: CheckedPath = answer(lambda: _inspect(directory), CheckedPath, INSPECT_SECONDS)
     except NoAnswer as error:
@@ -84,7 +84,7 @@ def check_directory(path: CheckedPath) -> Iterator[Finding]:
 def _space(path: CheckedPath) -> Finding:
     free, state = path.free_bytes, path.state_bytes
     if free == sys.maxsize:
-        return ok("free space", "not reported by the file system")
+        return untried("free space", "not reported by the file system")
     text = f"{human_bytes(free)} free"
     if not state:
         return ok("free space", text, free, "bytes")

@@ -16,10 +16,10 @@ import msgspec
 
 from elastic_ckpt.util.text import encodable, printable
 
-State = Literal["ok", "warning", "problem"]
+State = Literal["ok", "warning", "problem", "untried"]
 Unit = Literal["", "bytes", "bytes/s", "seconds", "count"]
 
-_COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red"}
+_COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "untried": "cyan"}
 _WHAT_WIDTH: Final = 14
 _TEXT_COLUMN: Final = 27
 _WIDTHS: Final = range(60, 101)
@@ -56,6 +56,11 @@ Group = tuple[str, Iterable[Finding]]
 def ok(what: str, text: str, value: float | None = None, unit: Unit = "") -> Finding:
     """Return a finding that needs no action."""
     return Finding(what, "ok", text, value=value, unit=unit)
+
+
+def untried(what: str, text: str) -> Finding:
+    """Return that something was not checked, and how it would be."""
+    return Finding(what, "untried", text)
 
 
 class StatusLine:
@@ -113,15 +118,38 @@ def show(title: str, one: Finding, *, begins: bool) -> None:
         head = " " * _TEXT_COLUMN
 
 
-def show_summary(found: Iterable[Finding]) -> None:
-    """Print the last line: the number of problems and warnings."""
+def show_wrong(found: Iterable[tuple[str, Finding]]) -> None:
+    """Print the problems, then the warnings, each group of them under its heading."""
+    for state in ("problem", "warning"):
+        title = ""
+        for group, one in found:
+            if one.state == state:
+                show(group, one, begins=group != title)
+                title = group
+
+
+def show_summary(found: Iterable[Finding], verbose: str = "") -> None:
+    """Print the last lines: how many there are of each, what was not tried, and what was fixed.
+
+    Args:
+        verbose: the command that prints all lines; empty if they are printed.
+    """
+    found = list(found)
     states = [one.state for one in found]
     parts = [
         _styled(f"{count} {name}{'s' if count > 1 else ''}", fg=_COLOURS[name])
         for name in ("problem", "warning")
         if (count := states.count(name))
     ]
-    _echo(", ".join(parts) or _styled("no problems", fg=_COLOURS["ok"]))
+    wrong = ", ".join(parts) or _styled("no problems", fg=_COLOURS["ok"])
+    passed, more = states.count("ok"), f" ({verbose} lists them)" if verbose else ""
+    _echo(f"{wrong}; {passed} check{'s' if passed != 1 else ''} ok{more}")
+    if verbose:
+        for one in found:
+            if one.state == "untried":
+                _echo(f"{printable(one.what)}: {printable(one.text)}")
+            elif one.text.startswith("fixed: "):
+                _echo(f"{printable(one.what)}: {printable(one.text, 4000)}")
 
 
 def _encodable(one: Finding) -> Finding:

@@ -39,13 +39,14 @@ class _Torch(msgspec.Struct, frozen=True):
 
 
 def check_gpus(
-    found: Gpus, workers: int, control: Path = Path("/dev/nvidiactl")
+    found: Gpus, workers: int, control: Path = Path("/dev/nvidiactl"), python: str = ""
 ) -> Iterator[Finding]:
     """Check the GPUs, torch on them, and the number of workers.
 
     Args:
         workers: number of workers that ``--nproc auto`` starts.
         control: exists if a driver is loaded.
+        python: the interpreter whose torch is asked; empty for this one.
     """
     if found.why and control.exists():
         todo = "run nvidia-smi; reboot after a driver update"
@@ -60,12 +61,12 @@ def check_gpus(
             for one, count in kinds.items()
         )
         yield ok("GPUs", f"{shown}; driver {found.driver}", len(found.devices), "count")
-        yield from _torch(workers)
+        yield from _torch(workers, python)
 
 
-def _torch(workers: int) -> Iterator[Finding]:
+def _torch(workers: int, python: str) -> Iterator[Finding]:
     try:
-        found = query_torch()
+        found = query_torch(python)
     except NoAnswer as error:
         todo = "find out why import torch takes so long"
         yield Finding("torch on GPUs", "warning", str(error), todo)
@@ -100,11 +101,11 @@ def _workers(workers: int, seen: int | None = None) -> Finding:
     return Finding("workers", "warning", text, todo, workers, "count")
 
 
-def query_torch() -> _Torch:
+def query_torch(python: str = "") -> _Torch:
     """Query torch in another process: its import takes seconds and may initialize the GPUs."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH],
+            [python or sys.executable, "-c", _ASK_TORCH],
             capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
             timeout=_TORCH_SECONDS, check=True,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.cli.doctor.findings import Finding, ok, untried
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
 
@@ -143,7 +143,7 @@ def check_clock() -> Finding:
     """Check that the clock is synchronised."""
     synchronised = is_synchronised()
     if synchronised is None:
-        return ok("clock", "synchronisation is not reported by the kernel")
+        return untried("clock", "synchronisation is not reported by the kernel")
     if synchronised:
         return ok("clock", "synchronised")
     todo = (

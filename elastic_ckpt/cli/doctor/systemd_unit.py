@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import stat
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.cli.run.interpreter import check_python
+from elastic_ckpt.cli.systemd.units import UNIT, user_home
 from elastic_ckpt.errors import UsageError
 
 JOB_FILES: Final = Path("/etc/elastic-ckpt")
@@ -33,22 +36,24 @@ _MUST: Final[Mapping[str, tuple[str, str]]] = {
 def check_unit(name: str) -> Iterator[Finding]:
     """Check ``elastic-ckpt@NAME`` and its job file."""
     unit = f"elastic-ckpt@{name}.service"
-    shown = _show(unit)
+    shown, jobs = _show(unit), JOB_FILES
+    if os.geteuid() and (user_home() / "systemd/user" / UNIT).exists():
+        shown, jobs = _show(unit, "--user"), user_home() / "elastic-ckpt"
     if shown is None:
         todo = "run doctor on the machine that runs the job"
         yield Finding(unit, "problem", "systemd does not answer", todo)
         return
     if shown.get("LoadState") != "loaded":
-        todo = "copy systemd/elastic-ckpt@.service to /etc/systemd/system, then daemon-reload"
+        todo = "elastic-ckpt systemd install, and what it says next"
         yield Finding(unit, "problem", "not installed", todo)
         return
     yield from _compare(unit, shown)
-    yield from _check_file(JOB_FILES / f"{name}.toml", shown)
+    yield from _check_file(jobs / f"{name}.toml", shown)
 
 
-def _show(unit: str) -> dict[str, str] | None:
+def _show(unit: str, *scope: str) -> dict[str, str] | None:
     names = [*_MUST, "LoadState", "WatchdogUSec", "User", "NeedDaemonReload"]
-    command = ["systemctl", "show", unit, *(f"--property={name}" for name in names)]
+    command = ["systemctl", *scope, "show", unit, *(f"--property={name}" for name in names)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True
@@ -86,7 +91,11 @@ def _check_file(path: Path, shown: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(str(path), "problem", str(error), "see elastic-ckpt run --help for the keys")
         return
     yield ok(str(path), "valid job file")
-    user = shown.get("User") or "root"
+    try:
+        check_python(settings.python, settings.module)
+    except UsageError as error:
+        yield Finding("python", "problem", str(error), "elastic-ckpt run would end with 64")
+    user = shown.get("User") or getpass.getuser()
     for where, want in ((settings.directory, os.W_OK), (settings.script, os.R_OK)):
         if not _may(user, _nearest(where), want):
             todo = "change its owner or permissions, or User="

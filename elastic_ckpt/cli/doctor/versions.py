@@ -10,12 +10,22 @@ from typing import Final
 
 import elastic_ckpt
 from elastic_ckpt.cli.doctor.findings import Finding, ok
+from elastic_ckpt.cli.run.interpreter import ask_python, check_python, find_python
+from elastic_ckpt.errors import UsageError
 
 _OURS: Final = "elastic-ckpt"
 
 
-def installed() -> dict[str, str]:
-    """Return the installed versions by name."""
+def installed(python: str = "") -> dict[str, str]:
+    """Return the versions by name that are installed here, or in the environment of ``python``.
+
+    Raises:
+        UsageError: ``python`` does not answer.
+    """
+    if python:
+        other = ask_python(python)
+        ours = {_OURS: other.version} if other.version else {}
+        return {"Python": ".".join(map(str, other.python)), **ours, **other.packages}
     found = {"Python": platform.python_version()}
     for name in (_OURS, *NAMES):
         if name == "Python":
@@ -29,9 +39,18 @@ def installed() -> dict[str, str]:
     return found
 
 
-def check_versions() -> Iterator[Finding]:
-    """Check each version, and whether they were tested together."""
-    found = installed()
+def check_versions(python: str = "") -> Iterator[Finding]:
+    """Check each version, and whether they were tested together; those of the workers' Python."""
+    if python:
+        try:
+            check_python(find_python(python))
+            found = installed(find_python(python))
+        except UsageError as error:
+            yield Finding("--python", "problem", str(error), "elastic-ckpt run would end with 64")
+            return
+        yield ok("--python", "can run the workers")
+    else:
+        found = installed()
     yield ok(_OURS, found.get(_OURS, f"{elastic_ckpt.__version__}, from source"))
     for name in NAMES:
         yield ok(name, found[name]) if name in found else _missing(name, found)
@@ -41,7 +60,8 @@ def check_versions() -> Iterator[Finding]:
 
 def _missing(name: str, found: Versions) -> Finding:
     if name == "torch":
-        return Finding(name, "problem", "not installed", "pip install torch")
+        todo = "pip install torch, or name the Python that has it: --python PATH"
+        return Finding(name, "problem", "not installed", todo)
     if name == "colossalai":
         return ok(name, "not installed; only needed by scripts that use it")
     if "colossalai" not in found:

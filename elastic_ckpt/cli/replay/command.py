@@ -24,8 +24,8 @@ from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.verify import verify_quick
 from elastic_ckpt.cli.common import Duration, echo_json, open_job
-from elastic_ckpt.cli.live_line import LiveLine, live_line
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.cli.replay.comparison import (
     Chain,
     Difference,
@@ -235,7 +235,7 @@ def _arguments(given: Mapping[str, Any], copy: JobDirectory, ranks: int, every: 
     options: dict[str, object] = {
         "--dir": copy.root, "--nproc": ranks, "--digests": every, "--memory-dir": "off",
         "--max-failures": 0, "--save-interval": "86400s", "--global-batch": given["global_batch"],
-        "--preload": given["preload"],
+        "--preload": given["preload"], "--python": given["python"],
     }  # fmt: skip
     shown = [str(word) for name, one in options.items() if one is not None for word in (name, one)]
     script = ["-m", given["module"]] if given["module"] else ["--", str(given["script"])]

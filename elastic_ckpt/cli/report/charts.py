@@ -63,7 +63,7 @@ class Recoveries:
     """The bars of the newest recoveries, and the stages of all; seconds.
 
     Attributes:
-        stages: number, name, meaning, median and longest of each.
+        stages: number, name, meaning, median and longest of each that took time.
     """
 
     count: int
@@ -83,8 +83,11 @@ def _metric(curve: Curve) -> Chart:
     across = _Scale([point[0] for point in points], whole=True)
     up = _Scale([point[1] for point in points])
     lines = [("again", _band(line, across)) for line in curve.lost]
-    lines.append(("curve kept", _path(curve.kept, across, up)))
-    lines += [("curve lost", _path(line, across, up)) for line in curve.lost]
+    lines += [
+        (f"curve {kind}{' dot' if len(line) == 1 else ''}", _path(line, across, up))
+        for kind, found in (("kept", [curve.kept]), ("lost", curve.lost))
+        for line in found
+    ]
     values = [point[1] for point in curve.kept]
     summary = (
         f"{curve.name} against the step, {curve.count:,} values: from {figure(values[0])} to "
@@ -142,6 +145,7 @@ def recoveries(material: Material) -> Recoveries | None:
             max(one.stages.get(name, 0.0) for one in found),
         )
         for number, (name, what) in enumerate(STAGES.items(), 1)
+        if any(one.stages.get(name, 0.0) > 0 for one in found)
     ]  # fmt: skip
     return Recoveries(len(found), median, max(totals), bars, stages)
 

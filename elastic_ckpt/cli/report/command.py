@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    default="report.html",
-    show_default=True,
     metavar="FILE",
-    help="File to write or replace; - for standard output.",
+    help="File to write or replace; - for standard output.  [default: report.html; - with --json]",
 )
-def command(directory: Path | BucketUrl, output: str) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print the figures of the page as JSON.")
+def command(directory: Path | BucketUrl, output: str | None, as_json: bool) -> int:
     """Write the history of the job in DIR as one page of HTML.
 
     \b
       elastic-ckpt report checkpoints
       elastic-ckpt report checkpoints -o /var/www/html/gpt.html
-      elastic-ckpt report 4711 -o - | gzip > report.html.gz
+      elastic-ckpt report 4711 --output - | gzip > report.html.gz
+      elastic-ckpt report checkpoints --json | jq .goodput
       elastic-ckpt report s3://bucket/job
 
     It answers what was lost and why, whether the job is safe now, whether its checkpoints were
@@ -44,13 +44,15 @@ def command(directory: Path | BucketUrl, output: str) -> int:
     and contains no script. Of a bucket it shows what the runs copied there with each upload.
     """
     job = None if isinstance(directory, BucketUrl) else open_job(directory)
+    if output is None:
+        output = "-" if as_json else "report.html"
     if output != "-":
         _check(Path(output))  # before the work
     from elastic_ckpt.cli.report.material import collect
-    from elastic_ckpt.cli.report.page import render
 
-    with _uncollected():
-        page = render(_from_bucket(directory) if job is None else collect(job))
+    with uncollected():
+        material = _from_bucket(directory) if job is None else collect(job)
+        page = _json(material) if as_json else _page(material)
     if output == "-":
         click.echo(page)
         return 0
@@ -62,6 +64,21 @@ def command(directory: Path | BucketUrl, output: str) -> int:
     return 0
 
 
+def _page(material: Material) -> str:
+    from elastic_ckpt.cli.report.page import render
+
+    return render(material)
+
+
+def _json(material: Material) -> str:
+    import msgspec
+
+    from elastic_ckpt.cli.report.figures import figures
+    from elastic_ckpt.util.text import shown_json
+
+    return shown_json(msgspec.json.encode(figures(material)))
+
+
 def _from_bucket(url: Path | BucketUrl) -> Material:
     from elastic_ckpt.cli.bucket.history import collect_bucket
     from elastic_ckpt.cli.report.material import collect
@@ -70,7 +87,7 @@ def _from_bucket(url: Path | BucketUrl) -> Material:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Pause garbage collection: a long journal is a million objects without cycles."""
     was_on = gc.isenabled()
     gc.disable()

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, in_memory, quarantined, scan, view
 from elastic_ckpt.cli.status.view import StatusView, gather
-from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.cost import Cost, costs
 from elastic_ckpt.journal.curve import Steps
@@ -32,6 +32,7 @@ class Material:
         checkpoints: newest first, including those in memory.
         older: number of older ones that were not checked.
         set_aside: the checkpoints in quarantine.
+        records: of all nodes, the latest run's head first.
     """
 
     directory: str
@@ -41,6 +42,7 @@ class Material:
     checkpoints: list[CheckpointView]
     older: int
     set_aside: list[CheckpointView]
+    records: list[NodeRecord]
 
     @property
     def now(self) -> float | None:
@@ -104,10 +106,11 @@ def collect(job: JobDirectory) -> Material:
     status = gather(job, history)
     at = time.time()
     running = status.state not in _AT_REST
-    record = next(iter(job_records(job)), None)
+    records = job_records(job)
+    record = records[0] if records else None
     kept, older = _checkpoints(job, record.memory if record else "")
     history.close(running=running)
-    return Material(str(job.root), at, status, history, kept, older, quarantined(job))
+    return Material(str(job.root), at, status, history, kept, older, quarantined(job), records)
 
 
 def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[CheckpointView], int]:

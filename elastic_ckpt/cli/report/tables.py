@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from elastic_ckpt.cli.report.material import Material
-from elastic_ckpt.cli.report.words import CATEGORIES, rounded
+from elastic_ckpt.cli.report.words import CATEGORIES, exact, rounded, unit_of
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.journal.cost import Cost
 from elastic_ckpt.journal.history_types import (
@@ -38,7 +38,7 @@ class TimeRow:
     """A category of time.
 
     Attributes:
-        tenths: its seconds, rounded so that the table adds up.
+        shown: its time, rounded so that the table adds up.
         left, width: per cent of the bar.
     """
 
@@ -46,7 +46,7 @@ class TimeRow:
     label: str
     what: str
     seconds: float
-    tenths: float
+    shown: str
     left: float
     width: float
 
@@ -55,13 +55,14 @@ def time_rows(material: Material) -> list[TimeRow]:
     """Return all categories, in the order of the bar."""
     found = material.goodput
     seconds = [found.seconds(category) for category in CATEGORIES]
-    tenths = rounded(seconds, 0.1)
+    whole = found.wall_seconds
+    parts = rounded(seconds, unit_of(whole))
     left, rows = 0.0, []
     for index, (category, (label, what)) in enumerate(CATEGORIES.items()):
-        width = 100 * seconds[index] / found.wall_seconds if found.wall_seconds > 0 else 0.0
+        width = 100 * seconds[index] / whole if whole > 0 else 0.0
         rows.append(
             TimeRow(
-                category, label, what, seconds[index], tenths[index],
+                category, label, what, seconds[index], exact(parts[index] or seconds[index], whole),
                 round(left, 3), round(width, 3),
             )
         )  # fmt: skip

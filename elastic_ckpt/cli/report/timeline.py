@@ -27,6 +27,13 @@ _PERIODS: Final = (
 )  # fmt: skip
 """Possible lengths of a row, in seconds."""
 
+_LENGTHS: Final = (
+    1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 60, 80, 120, 180, 240, 360, 480, 600, 720, 960, 1200,
+    1800, 2400, 3600, 4800, 7200, 10800, 14400, 21600, 28800, 43200, 57600, 86400, 115200, 172800,
+    259200, 345600, 432000, 518400, 604800, 608400,
+)  # fmt: skip
+"""Possible lengths of a single row, in seconds; a quarter of each is a round number."""
+
 _MAX_ROWS: Final = 32
 _PER_ROW: Final = 3  # labelled marks, roughly
 _WIDTH: Final = 1000  # of a row's drawing
@@ -100,6 +107,20 @@ class Timeline:
     ticks: list[tuple[float, str]]
     rows: list[Row]
 
+    @property
+    def drawn(self) -> set[str]:
+        """The kinds of all that is drawn, for the legend."""
+        return {
+            kind
+            for row in self.rows
+            for kind in (
+                *(mark.kind for mark in row.marks),
+                *(f"box {box.kind}" for box in row.boxes),
+                *(kind for kind, _ in row.strips),
+                *(f"save {kind}" for kind, _ in row.saves),
+            )
+        }
+
 
 @dataclass(frozen=True)
 class _Event:
@@ -115,15 +136,15 @@ def timeline(material: Material) -> Timeline | None:
     if material.history.first is None or ended <= began:
         return None
     events = _events(material)
-    period = _period(began, ended, len(events))
+    begin, period = _first_row(began, ended, len(events))
+    is_single = begin + period >= ended
     spans, incarnations = material.spans, material.history.incarnations
     rows: list[Row] = []
-    begin = math.floor(began / period) * period
     count = math.ceil((ended - begin) / period)
     while begin < ended and len(rows) <= 4 * _MAX_ROWS:
         window = _Window(begin, begin + period, count)
         found = moment(begin)
-        row = Row(found, _clock(found, period))
+        row = Row(found, _clock(found, period, is_single=is_single))
         row.boxes = window.boxes(incarnations, ended)
         row.marks, row.lanes = window.marks(events)
         row.strips = window.strips(spans)
@@ -138,10 +159,11 @@ def timeline(material: Material) -> Timeline | None:
     return Timeline(period, ticks, rows)
 
 
-def _clock(begin: Moment, period: float) -> str:
-    if period >= 86400:
+def _clock(begin: Moment, period: float, *, is_single: bool) -> str:
+    """Return a row's label; a single row may begin at any second, others at round times."""
+    if period >= 86400 and not is_single:
         return ""
-    return begin.clock if period < 60 else begin.clock[:5]
+    return begin.clock if period < (3600 if is_single else 60) else begin.clock[:5]
 
 
 def _add_idle(rows: list[Row], row: Row, period: float) -> None:
@@ -151,14 +173,31 @@ def _add_idle(rows: list[Row], row: Row, period: float) -> None:
         rows.append(row)
 
 
-def _period(began: float, ended: float, marks: int) -> float:
-    """Return the longest period in which labels have room."""
+def _first_row(began: float, ended: float, marks: int) -> tuple[float, float]:
+    """Return where the first row begins, and the longest period in which labels have room.
+
+    Rows begin at round times, so that they can be compared. A job that fits a single row has one of
+    its own length: at round times, a job of nine seconds around noon would need a row of a day.
+    """
     weeks = math.ceil((ended - began) / (7 * 86400))
     wanted = min(_MAX_ROWS, max(math.ceil(marks / _PER_ROW), weeks, 1))
+    if wanted == 1:
+        return _only_row(began, ended)
     for period in _PERIODS:
         if math.ceil(ended / period) - math.floor(began / period) <= wanted:
-            return float(period)
-    return max((ended - began) / (wanted - 1 or 1), float(_PERIODS[-1]))
+            return math.floor(began / period) * period, float(period)
+    longest = max((ended - began) / (wanted - 1), float(_PERIODS[-1]))
+    return math.floor(began / longest) * longest, longest
+
+
+def _only_row(began: float, ended: float) -> tuple[float, float]:
+    """Return the beginning and the length of a row that a job fills by half at least."""
+    for period in _LENGTHS:
+        unit = 1 if period < 3600 else 60
+        begin = math.floor(began / unit) * unit
+        if begin + period >= ended:
+            return float(begin), float(period)
+    return began, ended - began
 
 
 def _events(material: Material) -> list[_Event]:

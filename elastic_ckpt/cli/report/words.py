@@ -43,6 +43,31 @@ def span(seconds: float | None) -> str:
     return "0 s" if seconds is not None and seconds <= 0 else human_duration(seconds)
 
 
+def exact(seconds: float, whole: float) -> str:
+    """Return a duration as one that adds up to ``whole``: ``2 d 6 h 54 min``, ``22 min 31 s``."""
+    unit = unit_of(whole)
+    if seconds <= 0:
+        return "-"
+    if seconds < unit / 2:
+        return human_duration(seconds)
+    if unit < 1:
+        minutes, rest = divmod(round(seconds, 1), 60)
+        return f"{minutes:.0f} min {rest:.1f} s" if minutes else f"{rest:.1f} s"
+    left, parts = round(seconds / unit) * round(unit), list[str]()
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        if size < unit:
+            break
+        number, left = divmod(left, size)
+        if number or parts:
+            parts.append(f"{number} {name}")
+    return " ".join(parts) or human_duration(seconds)
+
+
+def unit_of(whole: float) -> float:
+    """Return the seconds to which the parts of a duration are rounded."""
+    return 0.1 if whole < 600 else 1.0 if whole < 36000 else 60.0
+
+
 def cost(seconds: float) -> str:
     """Return a duration that something cost; ``-`` under a millisecond."""
     return human_duration(seconds) if seconds >= 0.001 else "-"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.run.entry import find_file
+from elastic_ckpt.cli.run.interpreter import find_python
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -21,6 +22,7 @@ from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, par
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention, parse_best
 from elastic_ckpt.protocol.rendezvous import parse_nodes
+from elastic_ckpt.util.http_server import parse_address
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import MirrorSettings, OnWarning, RunSettings
@@ -49,6 +51,7 @@ def build_settings(
     mtbf: float | None,
     max_failures: int,
     hang_seconds: float,
+    python: str | None,
     global_batch: int | None,
     preload: str | None,
     watch: tuple[str, ...],
@@ -68,6 +71,7 @@ def build_settings(
     bucket_rate: float | None,
     metrics: str | None,
     metrics_file: Path | None,
+    web: str | None,
     group_access: bool,
     node_name: str | None,
     script: str | None,
@@ -80,10 +84,11 @@ def build_settings(
     Raises:
         UsageError: an option is invalid.
     """
-    from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
+    from elastic_ckpt.supervisor.metrics.exporter import check_file
     from elastic_ckpt.supervisor.settings import RunSettings
 
-    file = find_file(script, module)
+    workers_python = find_python(python) if python else ""
+    file = find_file(script, module, workers_python)
     _refuse_contradictions(memory_dir, replicas, notice_file)
     platforms = choose(notice_source)
     grace = signal_grace_seconds(grace, platforms)
@@ -116,6 +121,7 @@ def build_settings(
         mtbf=_mtbf(mtbf, interval),
         max_failures=max_failures,
         hang_seconds=hang_seconds,
+        python=workers_python,
         global_batch=global_batch or 0,
         preload=modules_to_preload(preload, file, args),
         retention=make_retention(keep_last, keep_every, keep_best),
@@ -134,7 +140,8 @@ def build_settings(
         on_warning=on_warning,
         acknowledge=acknowledge,
         mirror=copies,
-        metrics=None if metrics is None else parse_address(metrics),
+        metrics=None if metrics is None else parse_address(metrics, "--metrics"),
+        web=None if web is None else parse_address(web, "--web"),
         own=own_saves(
             watch=watch,
             complete_when=complete_when,
@@ -263,10 +270,15 @@ def _nodes(
     if nnodes is None:
         nnodes = os.environ.get("SLURM_STEP_NUM_NODES", "1") if in_slurm else "1"
     least, most = parse_nodes(nnodes)
-    if most > 1 and not endpoint and in_slurm:
-        from elastic_ckpt.notices.slurm import head_endpoint
+    if most > 1 and in_slurm:
+        from elastic_ckpt.notices.slurm import head_endpoint, tasks_per_node
 
-        endpoint = head_endpoint()
+        if tasks_per_node() > 1:
+            raise UsageError(
+                f"srun started {tasks_per_node()} supervisors on a node: use srun "
+                "--ntasks-per-node=1, since each starts its node's workers (--nproc)"
+            )
+        endpoint = endpoint or head_endpoint()
     if most > 1 and not endpoint:
         raise UsageError(
             f"--nnodes {nnodes} needs --hostfile FILE, or --rdzv-endpoint HOST:PORT with the "
@@ -283,7 +295,7 @@ def _mtbf(given: float | None, interval: SaveInterval) -> float:
 
 def missing_modules(settings: RunSettings) -> str:
     """Return which modules the template will not find, in one line; empty if it finds all."""
-    if "PYTHONPATH" in settings.env:  # the workers' path is another one
+    if settings.python or "PYTHONPATH" in settings.env:  # the workers' path is another one
         return ""
     tops = {name: name.partition(".")[0] for name in settings.preload}
     missing = [name for name, top in tops.items() if not top.isidentifier() or not find_spec(top)]

@@ -21,15 +21,17 @@ from elastic_ckpt.cli.run.ending import advised, after_run
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.import_wait import ImportStage, ImportWait
+from elastic_ckpt.cli.run.interpreter import check_python
 from elastic_ckpt.cli.run.job_file import format_options
 from elastic_ckpt.cli.run.node_run import NodeRun
 from elastic_ckpt.cli.run.options import grouped, run_options
 from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
 from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import LockHeld, UsageError
 from elastic_ckpt.jobdir.answering import wait_for_answer
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.notices.signals import hold_signals, is_held
+from elastic_ckpt.util.journald import marked, priority_of, warning
 from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -122,6 +124,7 @@ def command(
         if isinstance(options["directory"], Path):
             wait_for_answer(options["directory"], _print_line, is_held)
         settings = build_settings(**options)
+        check_python(settings.python, settings.module)
         _remember_slurm_job(settings)
         problems = [check_storage(settings.directory), missing_modules(settings)]
         if settings.mirror is not None and not settings.mirror.is_place:
@@ -135,11 +138,15 @@ def command(
             _print_line(line)
 
         node = NodeRun(settings, say, lambda: settings_of(context.meta[_ARGUMENTS]))
-        supervisor = node.begin()
-        supervisor.record.node.command = RunCommand.current(_arguments(context))
+        words = _arguments(context)
+        try:
+            supervisor = node.begin()
+        except LockHeld as error:
+            raise LockHeld(f"{error}{_several(settings)}") from None
+        supervisor.record.node.command = RunCommand.current(words, settings.script)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
-            supervisor.record.say(problem)
+            supervisor.record.say(warning(problem))
         if hosts and supervisor.record.node.leads:  # not before this run owns the job
             _start_others(hosts, context, settings)
         if not settings.endpoint:  # on several nodes the import is part of the wait for them
@@ -150,7 +157,7 @@ def command(
             wait.end()
         while supervisor.goes_on is not None:
             supervisor = node.go_on(supervisor)
-            supervisor.record.node.command = RunCommand.current(_arguments(context))
+            supervisor.record.node.command = RunCommand.current(words, settings.script)
             code = int(supervisor.run())
         for line in after_run(settings.directory, supervisor.record.node):
             click.echo(printable(line, 200_000), err=True)
@@ -226,6 +233,19 @@ def _remember_slurm_job(settings: RunSettings) -> None:
             remember_job(number, settings.directory)
 
 
+def _several(settings: RunSettings) -> str:
+    """Return a hint if srun has started several supervisors on this node; empty if not."""
+    if "slurm" in settings.notice_sources:
+        from elastic_ckpt.notices.slurm import tasks_per_node
+
+        if (count := tasks_per_node()) > 1:
+            return (
+                f"; srun started {count} supervisors on this node: use srun --ntasks-per-node=1, "
+                "since each starts its node's workers (--nproc)"
+            )
+    return ""
+
+
 def _open_standard_streams() -> None:
     """Open /dev/null on those of descriptors 0 to 2 that are closed.
 
@@ -239,7 +259,8 @@ def _open_standard_streams() -> None:
 
 
 def _print_line(line: str) -> None:
-    click.echo(f"elastic-ckpt: {printable(line, 4000)}", err=True)
+    shown = f"elastic-ckpt: {printable(line, 4000)}"
+    click.echo(marked(shown, priority_of(line)), err=True)
 
 
 def _not_shown(count: int) -> str:

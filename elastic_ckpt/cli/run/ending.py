@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +22,11 @@ from elastic_ckpt.errors import (
     LockHeld,
     StopAborted,
     UsageError,
+    note_next_steps,
 )
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.run_command import command_line
-from elastic_ckpt.util.next_steps import note_next_steps, with_marks
+from elastic_ckpt.jobdir.run_command import PROGRAM, command_line
 
 _LOOK_SECONDS: Final = 2.0
 """How long the end of a run waits for its storage, to say what to do next."""
@@ -48,11 +48,16 @@ def after_run(directory: Path, record: NodeRecord) -> tuple[str, ...]:
         found.append(advise_member(record))
     status = command_line("status", directory)
     if not found:
-        return with_marks("the storage does not answer; look later:", (status,))
+        return _marked("the storage does not answer; look later:", (status,))
     text, commands = found[0]
     if not commands:
         text = f"{text}; how it ended:" if text else "see how it ended:"
-    return with_marks(text, commands or (status,))
+    return _marked(text, commands or (status,))
+
+
+def _marked(text: str, commands: Sequence[str]) -> tuple[str, ...]:
+    """Return the lines to print: ``elastic-ckpt: next: TEXT``, then a line for each command."""
+    return (f"{PROGRAM}: next: {text}", *(f"  {one}" for one in commands))
 
 
 def _advice(job: JobDirectory, record: NodeRecord) -> Advice:
@@ -82,7 +87,7 @@ def advised(place: object | None, rerun: Callable[[], str]) -> Iterator[None]:
         raise
     except (ElasticCkptError, click.ClickException, OSError) as error:
         text, commands = _advice_on(error, place, rerun())
-        note_next_steps(error, with_marks(text, commands))
+        note_next_steps(error, _marked(text, commands))
         raise
 
 

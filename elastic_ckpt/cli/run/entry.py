@@ -77,12 +77,16 @@ def words(params: Mapping[str, Any]) -> list[str]:
     return [*([_FLAG, module] if module is not None else [params["script"]]), *params["args"]]
 
 
-def find_file(script: str | None, module: str | None) -> Path:
-    """Return the file that is executed.
+def find_file(script: str | None, module: str | None, python: str = "") -> Path:
+    """Return the file that is executed; a module as ``python`` finds it, if that is not this one.
 
     Raises:
         UsageError: it does not exist or cannot be read.
     """
+    if module is not None and python:
+        from elastic_ckpt.cli.run.interpreter import module_file
+
+        return module_file(python, module)
     path = _module_file(module) if module is not None else Path(script or "")
     if module is None and not path.is_file():
         raise UsageError(f"no script {path}: give its path after --")

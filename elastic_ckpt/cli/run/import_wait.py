@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.cli.live_line import LiveLine
+from elastic_ckpt.cli.progress.live_line import LiveLine
 from elastic_ckpt.util.files import read_bounded, write_atomic
 
 LOOK_SECONDS: Final = 0.05

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,17 +25,43 @@ from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
 _PATHS: Final = frozenset(
-    {"dir", "local-dir", "script", "memory-dir", "metrics-file", "notice-file", "hostfile"}
+    {
+        "dir",
+        "local-dir",
+        "script",
+        "python",
+        "memory-dir",
+        "metrics-file",
+        "notice-file",
+        "hostfile",
+    }
 )
 _TEXTS: Final = frozenset({"watch", "resume-args"})
 _TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
+_BATCH: Final = "elastic_ckpt.batch_keys"
 _SOURCES: Final = {
     ParameterSource.COMMANDLINE: "flag",
     ParameterSource.ENVIRONMENT: "environment",
     ParameterSource.DEFAULT_MAP: "file",
     ParameterSource.DEFAULT: "default",
 }
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """The keys for the batch script of ``slurm submit``, which ``run`` checks and leaves alone.
+
+    Attributes:
+        setup: lines of shell, before the supervisors start.
+        srun: further options of srun, each one word.
+        python: ``supervisor-python``: shell words that start the supervisor's Python on the nodes;
+            empty for the interpreter of submit.
+    """
+
+    setup: tuple[str, ...] = ()
+    srun: tuple[str, ...] = ()
+    python: str = ""
 
 
 def format_options(ctx: click.Context) -> str:
@@ -50,6 +77,8 @@ def format_options(ctx: click.Context) -> str:
             value = _words(value or ())
         text = f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set"
         lines.append(_with_source(text, source))
+    for key, value in ctx.meta.get(_BATCH, {}).items():
+        lines.append(_with_source(f"{key} = {_toml(value)}", "file, for slurm submit"))
     return "\n".join([*lines, *_format_variables(ctx.meta.get(VARIABLES, {}))])
 
 
@@ -80,14 +109,7 @@ def read_job_file(ctx: click.Context, path: Path) -> None:
     Raises:
         UsageError: it cannot be read, or a key, a value or a variable is invalid.
     """
-    import msgspec
-
-    try:
-        data = msgspec.toml.decode(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}") from None
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(f"--config {path} is not valid TOML: {printable(str(error))}") from None
+    data = _decode(path)
     keys = option_keys(ctx.command)
     values: dict[str, Any] = {}
     for key, value in data.items():
@@ -95,8 +117,12 @@ def read_job_file(ctx: click.Context, path: Path) -> None:
             with _named(path):
                 ctx.meta[VARIABLES] = worker_variables(value)
             continue
+        if key in BATCH_KEYS:
+            _check_type(path, key, BATCH_KEYS[key], value)
+            ctx.meta.setdefault(_BATCH, {})[key] = value
+            continue
         if key not in keys:
-            raise UsageError(f"--config {path}: {_unknown(key, [*keys, ENV])}")
+            raise UsageError(f"--config {path}: {_unknown(key, [*keys, *BATCH_KEYS, ENV])}")
         parameter = keys[key]
         values[parameter.name or ""] = _typed(path, key, parameter, value)
     ctx.default_map = values
@@ -109,6 +135,34 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"--config {path}: {error}") from None
+
+
+def _decode(path: Path) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        found: dict[str, Any] = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(f"--config {path} is not valid TOML: {printable(str(error))}") from None
+    return found
+
+
+def read_batch_keys(path: Path) -> BatchKeys:
+    """Return a job file's keys for the batch script.
+
+    Raises:
+        UsageError: the file cannot be read, or one of these keys is invalid.
+    """
+    data = _decode(path)
+    for key in BATCH_KEYS.keys() & data.keys():
+        _check_type(path, key, BATCH_KEYS[key], data[key])
+    setup = data.get("setup", [])
+    lines = setup.splitlines() if isinstance(setup, str) else setup
+    return BatchKeys(
+        tuple(lines), tuple(data.get("srun", [])), data.get("supervisor-python", "").strip()
+    )
 
 
 def option_keys(command: click.Command) -> dict[str, click.Parameter]:
@@ -128,27 +182,31 @@ def _typed(path: Path, key: str, parameter: click.Parameter, value: Any) -> Any:
     Raises:
         UsageError: the value has the wrong type.
     """
-    wanted, fits = key_type(key, parameter)
-    if not fits(value):
-        raise UsageError(f"--config {path}: {key} must be {wanted}, not {value!r:.80}")
+    wanted = _check_type(path, key, key_type(key, parameter), value)
     if key in _TEXTS:
         if isinstance(value, str):
             return [value]  # resume-args: split into words, as on a command line
         return [shlex.quote(text) for text in value] if key == "resume-args" else value
     if key == "args":
         return [str(one) for one in value]
-    if key in _PATHS and value != "off" and not is_url(value):
+    by_name = key == "python" and "/" not in value  # to be looked for on PATH
+    if key in _PATHS and value != "off" and not is_url(value) and not by_name:
         return str(path.absolute().parent / value)  # relative to the file
     return str(value) if wanted == _TEXT else value
 
 
-def key_type(key: str, parameter: click.Parameter) -> tuple[str, Callable[[Any], bool]]:
+def _check_type(path: Path, key: str, kind: KeyType, value: Any) -> str:
+    """Return the description of the type; UsageError if the value does not have it."""
+    wanted, fits = kind
+    if not fits(value):
+        raise UsageError(f"--config {path}: {key} must be {wanted}, not {value!r:.80}")
+    return wanted
+
+
+def key_type(key: str, parameter: click.Parameter) -> KeyType:
     """Return the type of a key, as a description and as a check."""
     if key in _TEXTS:
-        return (
-            "a string or a list of strings",
-            lambda value: isinstance(value, str) or _is_texts(value),
-        )
+        return _SEVERAL_TEXTS
     if key == "args":
         return "a list of strings and numbers", _is_words
     if parameter.nargs == -1 or getattr(parameter, "multiple", False):
@@ -184,6 +242,21 @@ def _is_words(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, str) or _is_number(one, int | float) for one in value
     )
+
+
+KeyType = tuple[str, Callable[[Any], bool]]
+
+_SEVERAL_TEXTS: Final[KeyType] = (
+    "a string or a list of strings",
+    lambda value: isinstance(value, str) or _is_texts(value),
+)
+
+BATCH_KEYS: Final[Mapping[str, KeyType]] = {
+    "setup": _SEVERAL_TEXTS,
+    "srun": ("a list of strings", _is_texts),
+    "supervisor-python": ("a string", lambda value: isinstance(value, str)),
+}
+"""The keys of :class:`BatchKeys`, with their types."""
 
 
 def _unknown(key: str, keys: list[str]) -> str:

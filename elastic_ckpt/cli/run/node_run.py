@@ -14,18 +14,26 @@ from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, read_owner
 from elastic_ckpt.checkpoint.ownership.leaders import leader_in, leader_of
-from elastic_ckpt.errors import DirectoryUnusable, ElasticCkptError, LockHeld
+from elastic_ckpt.errors import (
+    DirectoryUnusable,
+    ElasticCkptError,
+    EndpointUnknown,
+    LockHeld,
+    StopAborted,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.notices.signals import is_held
 from elastic_ckpt.policy.lease import BUCKET_HEAD_BEAT_SECONDS, HEAD_BEAT_SECONDS
 from elastic_ckpt.protocol.rendezvous import (
     Rendezvous,
+    address_of,
     is_same_endpoint,
     lead_towards,
     meet,
     parse_endpoint,
 )
 from elastic_ckpt.protocol.succession import Follow, Leader
+from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
     from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
@@ -37,6 +45,8 @@ MISSED_BEATS: Final = 2.5
 """How many beats to wait for one of a head that leads elsewhere."""
 
 _POLL_SECONDS: Final = 0.2
+_NAME_SECONDS: Final = 1.0
+"""Between two look-ups of a name that has no address yet."""
 
 
 class NodeRun:
@@ -53,6 +63,7 @@ class NodeRun:
         self._say = say
         self._reread = reread
         self._listen_fd = -1  # where the nodes meet, while this one leads
+        self._head_address = ""  # its name may be gone by the time that this node takes its place
         self._leader = self._reader()
 
     def begin(self) -> Supervisor:
@@ -61,11 +72,11 @@ class NodeRun:
         settings = self._settings
         if not settings.endpoint:
             return self._make(settings, None, _claim(settings, self._say))
-        head = self._head_elsewhere()
-        if head is not None:
-            return self._follow(settings, head)
+        found = self._meet()
+        if isinstance(found, Leader):
+            return self._follow(settings, found)
+        self._head_address = address_of(settings.endpoint)
         try:
-            found = meet(settings.endpoint, self._is_led)
             self._listen_fd = found.listen_fd
             claim = _claim(settings, self._say) if found.leads else None
             return self._make(settings, found, claim)
@@ -75,6 +86,34 @@ class NodeRun:
             if head is None:
                 raise
             return self._follow(settings, head)
+
+    def _meet(self) -> Rendezvous | Leader:
+        """Return where the nodes meet, or the head that leads elsewhere.
+
+        In Kubernetes a pod's name has no address before the pod has one, and none after it.
+        """
+        settings, waited = self._settings, False
+        until = time.monotonic() + settings.gather_seconds
+        limit = human_duration(settings.gather_seconds)
+        while True:
+            head = self._head_elsewhere()
+            if head is not None:
+                return head
+            try:
+                return meet(settings.endpoint, self._is_led)
+            except EndpointUnknown as error:
+                if "KUBERNETES_SERVICE_HOST" not in os.environ:
+                    raise
+                if time.monotonic() > until:
+                    raise StopAborted(
+                        f"{settings.endpoint} had no address for {limit}: see whether the pod of "
+                        "that name is scheduled, then rerun the same command"
+                    ) from error
+                if not waited:
+                    self._say(f"{settings.endpoint} has no address yet: waiting up to {limit}")
+                waited = True
+            Patience(self._say, is_held).check(f"the address of {settings.endpoint}")
+            time.sleep(_NAME_SECONDS)
 
     def go_on(self, before: Supervisor) -> Supervisor:
         """Return the supervisor that continues for one which has ended, with ``goes_on`` set."""
@@ -94,7 +133,7 @@ class NodeRun:
             return self._follow(settings, head, replace(handed, taken=None))
 
     def _lead(self, settings: RunSettings, before: Leader, handed: Handed) -> Supervisor:
-        found, endpoint = lead_towards(settings.endpoint)
+        found, endpoint = lead_towards(settings.endpoint, self._head_address)
         self._listen_fd = found.listen_fd
         settings = replace(settings, endpoint=endpoint, start_from="")
         claim = None

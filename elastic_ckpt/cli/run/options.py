@@ -88,6 +88,11 @@ _JOB: Final = (
         "-m",
     ),
     _option(
+        "--python PATH",
+        "The interpreter of the workers, for a supervisor in an environment of its own; it needs "
+        "torch and the same version of elastic-ckpt.  [default: the supervisor's]",
+    ),
+    _option(
         "--config JOB.toml",
         "A file with options as keys; flags and environment override it.",
         type=_PATH,
@@ -296,6 +301,11 @@ _WATCHING: Final = (
         type=_PATH,
     ),
     _option(
+        "--web [HOST:]PORT",
+        "Serve the report as a live page on this address, on 127.0.0.1 without HOST; another "
+        "address needs the token that run prints; port 0 picks a free one.",
+    ),
+    _option(
         "--digests STEPS",
         "Note digests of each rank's state in the journal every so many steps, for elastic-ckpt "
         "replay.  [default: none]",
@@ -313,7 +323,7 @@ GROUPS: Final[Mapping[str, tuple[_Declared, ...]]] = {
     "Several nodes": _NODES,
     "Storage": _STORAGE,
     "Scripts with checkpoints of their own": _OWN_CHECKPOINTS,
-    "Metrics and replay": _WATCHING,
+    "Metrics, live page and replay": _WATCHING,
 }
 """The options of ``run`` by heading, the most used first."""
 

@@ -21,6 +21,7 @@ from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.errors import HostsNotStarted
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import create_file
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def start_hosts(
         rest = f"; {', '.join(started)} will give up after {wait}" if started else ""
         raise HostsNotStarted(f"{'; '.join(failed)}{rest}: fix this, then rerun the same command")
     for failure in failed:
-        say(failure)
+        say(warning(failure))
     if started:
         say(f"started {', '.join(started)} over ssh; their output is in {logs}")
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
 
 import click
 
-from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.slurm.requeue import RequeueDecision, decide_requeue
-from elastic_ckpt.errors import (
-    DirectoryUnusable,
-    ElasticCkptError,
-    ExitCode,
-    SlurmRefused,
-    UsageError,
-)
-from elastic_ckpt.jobdir.answering import require_answer
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, SlurmRefused, UsageError
 from elastic_ckpt.jobdir.slurm_jobs import find_job, remember_job
-from elastic_ckpt.protocol.rendezvous import parse_nodes
 from elastic_ckpt.util.text import printable
 
 _ANSWER_SECONDS = 60.0
@@ -41,7 +29,22 @@ def command() -> None:
     """
 
 
-@command.command("submit")
+class _Submit(click.Command):
+    """Says where options of sbatch belong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            close = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ""
+            raise UsageError(
+                f"submit has no option {error.option_name}{close}; options of sbatch follow --, "
+                f"as in: elastic-ckpt slurm submit job.toml -- {error.option_name}"
+            ) from None
+
+
+@command.command("submit", cls=_Submit)
 @click.argument("job_file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print the batch script without submitting it.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
@@ -50,29 +53,49 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
 
     \b
       elastic-ckpt slurm submit job.toml -- --partition=low --time=24:00:00
-      elastic-ckpt slurm submit job.toml --dry-run > job.sbatch
+      elastic-ckpt slurm submit job.toml --dry-run -- --time=60 > job.sbatch
+      elastic-ckpt slurm submit job.toml -- --array=1-8 --gres=gpu:1
+      elastic-ckpt slurm submit job.toml -- --test-only
 
-    It saves when it is preempted and before its time limit. Everything after -- goes to sbatch.
-    With --array each task has its own directory.
+    It saves when it is preempted and before its time limit. Everything after -- goes to sbatch, as
+    lines of the script, and so do SBATCH_* variables. The job file and the options are checked
+    first. With --array each task has its own directory; one supervisor runs per node.
 
-    Exits with 0, with 70 if SLURM refuses it.
+    Exits with 0, with 64 if the job file or an option is wrong, with 70 if SLURM refuses it.
     """
-    from elastic_ckpt.cli.run.build_settings import check_anywhere
     from elastic_ckpt.cli.run.command import parse
+    from elastic_ckpt.cli.run.job_file import read_batch_keys
+    from elastic_ckpt.cli.slurm import checks
+    from elastic_ckpt.cli.slurm.sbatch_options import (
+        options_of_environment,
+        read_options,
+        split_options,
+    )
+    from elastic_ckpt.cli.slurm.script import batch_script
 
     params = parse(["--config", str(job_file)])
-    script = batch_script(job_file.absolute(), params, options, dry=dry_run)
-    check_anywhere(**params)
-    _require_writable(params["directory"])
+    keys = read_batch_keys(job_file)
+    checks.check_keys(keys)
+    job, call = split_options([*options_of_environment(os.environ), *read_options(options)])
+    checks.check_options([*job, *call], params)
+    is_elsewhere = checks.is_elsewhere(keys)
+    if not is_elsewhere:
+        checks.check_directory(params["directory"])
+    checks.check_settings(params, checks.node_range(job, params), is_elsewhere=is_elsewhere)
+    script = batch_script(job_file.absolute(), params, keys, job)
+    checks.check_syntax(script)
     if dry_run:
         click.echo(script, nl=False)
         return 0
-    number = _sbatch(options, script)
+    words = [option.shown for option in call if option.name in ("test-only", "verbose")]
+    answer = _sbatch(words, script)
+    if "--test-only" in words:
+        click.echo(f"not submitted: {answer}")
+        return 0
     # Tasks of an array have their own directories; a bucket's job is known where it runs.
-    if not is_array(options) and isinstance(params["directory"], Path):
-        remember_job(number, params["directory"].absolute())
-    task = "_TASK" if is_array(options) else ""
-    click.echo(f"submitted job {number}: elastic-ckpt status {number}{task}")
+    if not checks.is_array(job) and isinstance(params["directory"], Path):
+        remember_job(answer, params["directory"].absolute())
+    click.echo(f"submitted job {answer}: elastic-ckpt status {answer}{checks.first_task(job)}")
     return 0
 
 
@@ -130,6 +153,7 @@ def requeue_hook(code: int) -> int:
 
 def _fruitless_runs(job: str) -> int:
     """Return the number of consecutive runs without a checkpoint, by the journal; 0 if unknown."""
+    from elastic_ckpt.jobdir.paths import JobDirectory
     from elastic_ckpt.journal.events import Drained, RunStarted, Saved
     from elastic_ckpt.journal.journal import read_journal
 
@@ -179,100 +203,22 @@ def _retry(call: Callable[[], RequeueDecision], job: str) -> RequeueDecision:
         raise SlurmRefused(f"cannot requeue job {job}: {error}{hint}") from None
 
 
-def _require_writable(directory: Path | BucketUrl) -> None:
-    """Raise DirectoryUnusable for a directory that is here, or would be made here, and cannot be
-    written to. One whose parent is only on the nodes is left to them."""
-    if isinstance(directory, BucketUrl):
-        return
-    require_answer(directory)
-    if directory.exists():
-        JobDirectory.at(directory).check_readable()
-    place = directory if directory.exists() else directory.absolute().parent
-    if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-        raise DirectoryUnusable(f"cannot write to {place}: fix its permissions, or choose another")
+def _sbatch(words: Sequence[str], script: str) -> str:
+    """Return the job's number; of ``--test-only`` what it found."""
+    from elastic_ckpt.cli.slurm.sbatch_options import environment_for_sbatch
 
-
-def _sbatch(options: Sequence[str], script: str) -> str:
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", *options],
-            input=script, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False,
+            ["sbatch", "--parsable", *words], input=script, capture_output=True, text=True,
+            timeout=_ANSWER_SECONDS, check=False, env=environment_for_sbatch(os.environ),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmRefused(f"sbatch: {error}: run this on a node of a SLURM cluster") from None
+    said = printable(" ".join(done.stderr.split()))
     if done.returncode != 0:
-        raise SlurmRefused(printable(" ".join(done.stderr.split())) or "sbatch failed")
+        raise SlurmRefused(said or "sbatch failed")
+    if "--test-only" in words:
+        return said.removeprefix("sbatch: ")
+    if said:
+        click.echo(said, err=True)
     return done.stdout.strip().partition(";")[0]
-
-
-_SCRIPT: Final = """\
-#!/bin/bash
-#SBATCH --job-name={name}
-#SBATCH --nodes={nodes}
-#SBATCH --ntasks-per-node=1
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output={output}
-{options}
-# On a cancellation or time limit this shell is signalled as well, and must live until the save is
-# done. It must not pass the signal on: srun would kill its tasks.
-trap : TERM
-
-# One supervisor per node; it launches the workers. Since 22.05 srun does not inherit the number of
-# processors.
-srun ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
-    elastic-ckpt run --config {config}{directory}
-code=$?
-
-# 75 and 76 ask for another run, unless the job was cancelled meanwhile.
-elastic-ckpt slurm requeue-hook "$code"
-"""
-
-
-def batch_script(
-    job_file: Path, params: Mapping[str, Any], options: Sequence[str] = (), *, dry: bool = False
-) -> str:
-    """Return the batch script for sbatch.
-
-    Args:
-        params: the options of ``run`` from the job file.
-        options: for sbatch; with an array each task has its own directory.
-        dry: write these options into the script, for an sbatch without them.
-    """
-    array = is_array(options)
-    directory = params["directory"]
-    if isinstance(directory, Path):
-        directory = directory.absolute()
-    task = f' --dir {shlex.quote(str(directory))}/task-"$SLURM_ARRAY_TASK_ID"'
-    least, most = parse_nodes(params.get("nnodes") or "1")
-    return _SCRIPT.format(
-        name=_word(params.get("name") or str(directory).rpartition("/")[2]),
-        nodes=f"{least}-{most}" if most > least else str(least),
-        output="slurm-%A_%a.out" if array else "slurm-%j.out",
-        config=shlex.quote(str(job_file)),
-        directory=task if array else "",
-        options="".join(f"#SBATCH {line}\n" for line in _option_lines(options)) if dry else "",
-    )
-
-
-def _option_lines(options: Sequence[str]) -> list[str]:
-    """Return a line per option, with its value if that is a word of its own."""
-    lines: list[str] = []
-    for word in options:
-        if word.startswith("-") or not lines:
-            lines.append(shlex.quote(word))
-        else:
-            lines[-1] += f" {shlex.quote(word)}"
-    return [line.replace("\n", " ") for line in lines]
-
-
-def is_array(options: Sequence[str]) -> bool:
-    """Whether these sbatch options submit a job array."""
-    return "SBATCH_ARRAY_INX" in os.environ or any(
-        option.startswith(("--ar", "-a")) for option in options
-    )
-
-
-def _word(text: str) -> str:
-    """Return a text that is safe in an #SBATCH line."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text) or "job"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
+from elastic_ckpt.cli.status.problems import failure_command, save_command
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.run_command import command_line
+from elastic_ckpt.jobdir.run_command import PROGRAM, command_line
+from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import RunState
 
 _RERUN: Final = "rerun the same command"
@@ -18,6 +20,17 @@ _SET_ASIDE: Final = "failed verification"
 
 _GONE: Final = "is not there any more"
 """In the message of a run whose directory was moved, deleted or unmounted."""
+
+_TAKEN_OVER: Final = "has taken over"
+"""In the message of a run that another one has replaced."""
+
+_NOT_STORED: Final = "the work is done, but "
+"""In the message of a run that could not store its last checkpoint."""
+
+_STUCK: Final = " after SIGKILL, with its GPU "
+"""In the message of a run of which a worker could not be killed."""
+
+_SCRIPT: Final = "SCRIPT.py"
 
 _NOT_MOVED: Final = "they were left where they are"
 """In the message of a run that found no checkpoint with the file of --complete-when."""
@@ -51,13 +64,15 @@ class Situation(NamedTuple):
 def advise(job: JobDirectory, found: Situation) -> Advice:
     """Return what to do about a job that has ended; nothing for one that runs."""
     record = found.record
-    if found.state == "unknown":
-        return Advice("start it with elastic-ckpt run")
+    if found.state == "unknown" and (found.newest is not None or not found.rejected):
+        there = f": it {_resumes(found)}" if found.newest is not None else ""
+        line = command_line("run", "--dir", job.root, "--", _SCRIPT)
+        return Advice(f"start it with elastic-ckpt run{there}", (line,))
     if found.state == RunState.FINISHED.value:
         place = found.newest.url or job.root if found.newest is not None else ""
         shown = (command_line("list", place),) if place else ()
         return Advice("nothing is left to do" + "; its checkpoints:" * bool(shown), shown)
-    if record is None or found.state not in ("dead", *_ENDED):
+    if found.state not in ("unknown", "dead", *_ENDED):
         return Advice()
     if found.newest is None and found.rejected:
         return Advice(
@@ -65,25 +80,61 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
             "elastic-ckpt list; to start over, run with an empty --dir",
             (command_line("list", job.root),),
         )
+    if record is None:
+        return Advice()
     rerun = tuple(filter(None, [record.command.line() if record.command else ""]))
     again = f"{_RERUN}{_place(found)}: it {_resumes(found)}"
-    if found.state == RunState.FAILED.value and record.exit_code == ExitCode.DATA:
-        return _after_bad_data(job, record, again, rerun)
-    if found.state == RunState.FAILED.value and _GONE in record.message:
-        text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
-        return Advice(text, rerun)
-    if found.state == RunState.FAILED.value and _NOT_MOVED in record.message:
-        return Advice("correct --complete-when in this command:" if rerun else "", rerun)
-    if found.save_error:
-        first = "first make saves work, or the same steps are lost again (elastic-ckpt doctor)"
-        text = f"{first}: the last save failed: {found.save_error}; then {again}"
-        return Advice(text, (command_line("doctor", job.root), *rerun))
     if found.state == RunState.FAILED.value:
-        logs = command_line("logs", "--last", job.root)
-        return Advice(f"fix the failure (elastic-ckpt logs --last), then {again}", (logs, *rerun))
+        special = _by_message(job, found, record, again, rerun)
+        if special is not None:
+            return special
+    if found.save_error:
+        first = "first make saves work, or the same steps are lost again"
+        text = f"{first}: the last save failed: {found.save_error}; then {again}"
+        return Advice(text, (save_command(job, found.save_error), *rerun))
+    if found.state == RunState.FAILED.value:
+        return _after_failure(job, record, again, rerun)
     managed = record.command is None or record.command.is_managed
     unless = ", unless systemd or SLURM does" if found.state == RunState.PREEMPTED.value else ""
     return Advice(again.replace(_RERUN, f"{_RERUN}{unless if managed else ''}", 1), rerun)
+
+
+def _by_message(
+    job: JobDirectory, found: Situation, record: NodeRecord, again: str, rerun: tuple[str, ...]
+) -> Advice | None:
+    """Return the advice for an ending that its message or exit code tells apart; else None."""
+    if record.exit_code == ExitCode.DATA:
+        return _after_bad_data(job, record, again, rerun)
+    if record.exit_code == ExitCode.UNAVAILABLE and _TAKEN_OVER in record.message:
+        text = "nothing is to be done here: another run continues the job; see how it is:"
+        return Advice(text, (command_line("status", job.root),))
+    if _GONE in record.message:
+        text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
+        return Advice(text, rerun)
+    if _NOT_MOVED in record.message:
+        return Advice("correct --complete-when in this command:" if rerun else "", rerun)
+    if _NOT_STORED in record.message:
+        text = "fix the storage (elastic-ckpt doctor), then rerun the same command on this node, "
+        return Advice(
+            f"{text}which only stores what is done", (command_line("doctor", job.root), *rerun)
+        )
+    if _STUCK in record.message:
+        return Advice(f"repair what the worker waits for, or restart the machine; {again}", rerun)
+    if record.exit_code == ExitCode.USAGE:
+        return Advice(f"correct what the message says, then {again}", rerun)
+    return None
+
+
+def _after_failure(
+    job: JobDirectory, record: NodeRecord, again: str, rerun: tuple[str, ...]
+) -> Advice:
+    last = record.last_failure
+    if last is not None and last.kind == FailureClass.STORAGE.value:
+        doctor = command_line("doctor", job.root)
+        return Advice(f"fix the storage (elastic-ckpt doctor), then {again}", (doctor, *rerun))
+    words = failure_command(record)
+    text = f"see why it failed ({PROGRAM} {' '.join(words)}), fix that, then {again}"
+    return Advice(text, (command_line(*words, job.root), *rerun))
 
 
 def _after_bad_data(
@@ -123,5 +174,5 @@ def advise_member(record: NodeRecord) -> Advice:
     if record.exit_code == ExitCode.FINISHED:
         return Advice("nothing is left to do")
     line = record.command.line() if record.command else ""
-    text = "the job continues with its other nodes; to add this one again, rerun the same command"
+    text = "the others continue if at least MIN are left; to add this node, rerun the same command"
     return Advice(text, (line,) * bool(line))

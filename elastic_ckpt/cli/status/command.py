@@ -26,13 +26,17 @@ _SILENT_SECONDS = 3.0
 
 @click.command("status")
 @directory_argument
+@click.option("-v", "--verbose", is_flag=True, help="Show everything: saves, goodput, ranks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
-def command(directory: Path | BucketUrl, as_json: bool, watch: bool) -> int:
+def command(directory: Path | BucketUrl, verbose: bool, as_json: bool, watch: bool) -> int:
     """Show the health of the job in DIR, and what to do.
+
+    What is wrong comes first (!), with the command that helps; a healthy job takes six lines.
 
     \b
       elastic-ckpt status checkpoints
+      elastic-ckpt status checkpoints -v
       elastic-ckpt status checkpoints --watch
       elastic-ckpt status checkpoints --json | jq .newest_intact.step
       elastic-ckpt status 4711
@@ -53,18 +57,18 @@ def command(directory: Path | BucketUrl, as_json: bool, watch: bool) -> int:
         return status_bucket(directory, as_json=as_json)
     job = open_job(directory)
     if watch:
-        return _watch(job)
+        return _watch(job, verbose=verbose)
     view = gather(job)
     if as_json:
         echo_json(view)
     else:
         from elastic_ckpt.cli.status.page import make_console, show
 
-        show(view, make_console())
+        show(view, make_console(), verbose=verbose)
     return view.exit_code
 
 
-def _watch(job: JobDirectory) -> int:
+def _watch(job: JobDirectory, *, verbose: bool) -> int:
     """Refresh until Ctrl-C; return the exit code of the last page."""
     from rich.console import Group
     from rich.live import Live
@@ -80,13 +84,13 @@ def _watch(job: JobDirectory) -> int:
             if seconds >= _SILENT_SECONDS:
                 silence = f"no answer for {human_duration(seconds)} from {job.root}"
                 line = Text(f"{silence}: its storage or mount hangs", style="yellow")
-                shown = [page(view, console.width)] if view is not None else []
+                shown = [page(view, console.width, verbose=verbose)] if view is not None else []
                 live.update(Group(*shown, line), refresh=True)
 
         try:
             while True:
                 view = _look(job, still_waits)
-                live.update(page(view, console.width), refresh=True)
+                live.update(page(view, console.width, verbose=verbose), refresh=True)
                 time.sleep(_WATCH_SECONDS)
         except KeyboardInterrupt:
             if view is None:

@@ -46,12 +46,16 @@ class LeftOutView(msgspec.Struct):
     let_in: str
 
     @property
-    def text(self) -> str:
-        """One line for people."""
+    def what(self) -> str:
+        """One line for people, without the command."""
         clock = time.strftime("%H:%M:%S", time.localtime(self.since))
         but = "; takes part, as too few others are fit" if self.takes_part else ""
-        what = f"node {self.node} is left out since {clock}: {self.why}{but}"
-        return f"{what}; to let it in again: {self.let_in}"
+        return f"node {self.node} is left out since {clock}: {self.why}{but}"
+
+    @property
+    def text(self) -> str:
+        """The same, with the command."""
+        return f"{self.what}; to let it in again: {self.let_in}"
 
 
 def left_out_views(

@@ -1,4 +1,4 @@
-"""The page that ``status`` prints, for terminals of any width, with and without colours."""
+"""The page that ``status`` prints: what is wrong, then the job in six lines, or all with ``-v``."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import click
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from elastic_ckpt.cli.status.nodes import NodeView
+from elastic_ckpt.cli.status.details import NARROW, at_risk_text, details, tail_lines
 from elastic_ckpt.cli.status.progress import ProgressView
-from elastic_ckpt.cli.status.saves import AuditView, EmergencySaveView, LastSaveView
+from elastic_ckpt.cli.status.saves import InterruptionView
 from elastic_ckpt.cli.status.view import NewestView, StatusView
-from elastic_ckpt.cli.status.workers import WorkerView
-from elastic_ckpt.jobdir.node_record import FailureRecord, RecoveryRecord
-from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.cli.status.workers import silent_seconds
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes, human_duration
 
@@ -28,22 +25,11 @@ _STATES: Final = {
     "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
     "backing-off": "yellow", "preempted": "yellow", "failed": "red", "dead": "red",
 }  # fmt: skip
-_TAIL_LINES: Final = 6  # of a failed rank's output; elastic-ckpt logs has the rest
-_MOST_RANKS: Final = 12
-_MOST_REJECTED: Final = 5
-_BAR_WIDTH: Final = 40
-_NARROW: Final = 60
 _PIPE_WIDTH: Final = 120  # for a pipe
-
-_PARTS: Final = {
-    Category.TRAINING: ("█", "green"),
-    Category.STALL: ("▓", "cyan"),
-    Category.LOST_WORK: ("x", "red"),
-    Category.RECOVERY: ("▒", "yellow"),
-    Category.WAITING: ("·", "dim"),
-    Category.SETUP: ("░", "blue"),
-}
-"""Character and colour of each in the bar; a pipe or NO_COLOR leaves the characters."""
+_LABEL_WIDTH: Final = 11  # of the longest label, with the space after it
+_CHANGED: Final = "step size"  # a choice, so it is no problem, but it is said in full
+_FAILED: Final = ("failed", "backing-off")
+_RUNNING: Final = ("starting", "running", "draining")
 
 
 def make_console() -> Console:
@@ -52,318 +38,142 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=_pipe_width())
 
 
-def show(view: StatusView, console: Console) -> None:
+def show(view: StatusView, console: Console, *, verbose: bool = False) -> None:
     """Print the page; to a pipe without trailing spaces."""
+    shown = page(view, console.width, verbose=verbose)
     if console.is_terminal:
-        console.print(page(view, console.width), crop=False)
+        console.print(shown, crop=False)
         return
     with console.capture() as captured:
-        console.print(page(view, console.width), crop=False)
+        console.print(shown, crop=False)
     for line in captured.get().splitlines():
         click.echo(line.rstrip())
 
 
-def page(view: StatusView, width: int = 80) -> RenderableType:
-    """Return the whole page, for a terminal of this many columns."""
+def page(view: StatusView, width: int = 80, *, verbose: bool = False) -> RenderableType:
+    """Return the page, for a terminal of this many columns."""
+    parts: list[RenderableType] = []
+    for one in view.problems:
+        parts += [Text(f"! {one.text}", style="bold yellow"), *_commands(one.command)]
+    parts.append(_head(view))
+    if view.advice:
+        parts += [Text(f"→ {view.advice}", style="bold"), *_commands(*view.commands)]
+    return Group(*parts, *(details(view, width) if verbose else _brief(view, width)))
+
+
+def _commands(*lines: str) -> list[RenderableType]:
+    """Return lines that are never wrapped, so that a terminal copies each as one."""
+    return [Text(f"  {one}", no_wrap=True, overflow="ignore") for one in lines if one]
+
+
+def _head(view: StatusView) -> Text:
+    """Return what runs, how it is, and since when."""
     colour = _STATES.get(view.state, "white")
     name = f"{view.job}/{view.session}" if view.session else view.job
     head = Text.assemble((name, "bold"), "  ", (view.state, f"bold {colour}"))
     message = view.message.removeprefix(view.state).lstrip(", ")
-    if message:
-        head.append(f"  {message}")
-    parts: list[RenderableType] = [head]
-    for warning in view.warnings:
-        parts.append(Text(f"! {warning}", style="bold yellow"))
-    if view.advice:
-        parts.append(Text(f"→ {view.advice}", style="bold"))
-    # Never wrapped, so that a terminal copies them as one line.
-    parts += [Text(f"  {one}", no_wrap=True, overflow="ignore") for one in view.commands]
-    parts += _laid_out(_facts(view, width), width)
-    if view.nodes:
-        parts.append(_nodes(view))
-    if view.workers:
-        parts += _workers(view.workers)
-    return Group(*parts)
+    return head.append("  " + ", ".join(filter(None, [message, *_size_and_age(view)])))
 
 
-def _laid_out(facts: list[tuple[str, Text]], width: int) -> list[RenderableType]:
-    """Return labels beside their texts, or above them on a narrow terminal."""
-    if width < _NARROW:
-        stacked: list[RenderableType] = []
-        for name, value in facts:
-            stacked += [*[Text(name, "dim")] * bool(name), Padding(value, (0, 0, 0, 1))]
-        return stacked
+def _size_and_age(view: StatusView) -> Iterator[str]:
+    ranks, nodes = len(view.workers), len(view.nodes)
+    if ranks:
+        yield f"{ranks} rank{'s'[: ranks != 1]}" + (f" on {nodes} nodes" if nodes > 1 else "")
+    if view.supervisor is not None and view.state in _RUNNING:
+        yield f"for {human_duration(max(0.0, time.time() - view.supervisor.since))}"
+
+
+def _brief(view: StatusView, width: int) -> list[RenderableType]:
+    """Return where the job is, what is saved, what a loss would cost, and what stopped it last; of
+    one that failed the last lines of the rank that failed first."""
+    room = max(20, width - _LABEL_WIDTH)
+    parts: list[RenderableType] = []
+    if view.last_failure is not None and view.state in _FAILED:
+        parts += [Text(line, "dim") for line in tail_lines(view.last_failure, width)]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, value)
-    return [table]
+    for label, text in _facts(view, room):
+        if width >= NARROW and label != _CHANGED:
+            text.truncate(room, overflow="ellipsis")
+        table.add_row(label, text)
+    return [*parts, table]
+
+
+def _facts(view: StatusView, room: int) -> Iterator[tuple[str, Text]]:
+    if view.notice is not None:
+        left, notice = view.notice.seconds_left, view.notice
+        yield "notice", Text(f"{notice.reason} from {notice.source}, {left:.0f} s left", "yellow")
+    if view.progress is not None:
+        yield "progress", Text(_fitted(_progress(view, view.progress), room))
+    if view.step_size:
+        yield _CHANGED, Text(view.step_size, "yellow")
+    if view.state != "unknown" or view.newest_intact is not None:
+        yield "newest", Text(_fitted(_newest(view), room))
+    if view.at_risk is not None:
+        yield "at risk", Text(at_risk_text(view))
+    last = view.last_interruption
+    if last is not None and view.state in _RUNNING:
+        yield "last stop", Text(_fitted(_interruption(view, last), room))
+
+
+def _fitted(parts: Iterator[str], room: int) -> str:
+    """Return the first part, and of the others those that fit on its line."""
+    line = next(parts)
+    for one in parts:
+        if len(line) + len(one) <= room:
+            line += one
+    return line
+
+
+def _progress(view: StatusView, found: ProgressView) -> Iterator[str]:
+    total = f" of {found.total_steps}" if found.total_steps else ""
+    share = f" ({min(1.0, found.step / found.total_steps):.0%})" if found.total_steps else ""
+    silent = silent_seconds(view.workers)
+    yield f"step {found.step}{total}{share}"
+    if silent is not None:
+        yield f", no step for {human_duration(silent)}"
+    elif found.seconds_to_end is not None:
+        yield f", {human_duration(found.seconds_to_end)} to the end"
+    if found.steps_per_second and silent is None:
+        yield f", {found.steps_per_second:.3g} steps/s"
+    if view.position is not None:
+        yield f", epoch {view.position.epoch}"
+    for name, value in view.reported.items():
+        yield f", {name} {value:.4g}"
+
+
+def _newest(view: StatusView) -> Iterator[str]:
+    newest, on_disk = view.newest_intact, view.newest_on_disk
+    if newest is None:
+        ends = "none intact: a restart would end with 65"
+        yield ends if view.rejected else "no checkpoint: a restart would start at step 0"
+        return
+    age = "" if newest.age_seconds is None else f", {human_duration(newest.age_seconds)} old"
+    where = "in memory" if newest.tier == "memory" else f"on {newest.tier}"
+    yield f"{_name(newest)}{age}, {where}"
+    if newest.tier == "memory":
+        yield f"; on disk: {_name(on_disk) if on_disk else 'none'}"
+    yield f", {human_bytes(newest.bytes)}"
+    yield ", verified" if newest.verified else ""
+    yield f", {newest.reason}"
+
+
+def _name(one: NewestView) -> str:
+    return Path(one.path).name if one.reason == "script" else f"step {one.step}"
+
+
+def _interruption(view: StatusView, last: InterruptionView) -> Iterator[str]:
+    rank = f", rank {last.rank}" if last.rank >= 0 else ""
+    kind = f" ({last.kind})" if last.kind else ""
+    yield f"{human_duration(last.age_seconds)} ago: {last.cause}{rank}{kind}"
+    recovery = view.last_recovery
+    if last.cause == "failure" and recovery is not None:
+        yield f", recovered in {recovery.total_seconds:.1f} s"
+    if last.message:
+        yield f": {printable(last.message)}"
 
 
 def _pipe_width() -> int:
     given = os.environ.get("COLUMNS", "")
     return int(given) if given.isdecimal() and int(given) > 0 else _PIPE_WIDTH
-
-
-def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
-    """Return label and text of each line; ``Text``, so that a message cannot add mark-up."""
-    room = width - (2 if width < _NARROW else 22)
-    bar_width = max(8, min(_BAR_WIDTH, room))
-    facts: list[tuple[str, Text]] = []
-
-    def add(name: str, text: str | Text) -> None:
-        facts.append((name, Text(text) if isinstance(text, str) else text))
-
-    if view.notice is not None:
-        left, notice = view.notice.seconds_left, view.notice
-        add("notice", Text(f"{notice.reason} from {notice.source}, {left:.0f} s left", "yellow"))
-    if view.progress is not None:
-        add("progress", _progress(view, view.progress, bar_width))
-    facts += [("step size", Text(view.step_size, "yellow"))] * bool(view.step_size)
-    add("newest intact", _newest(view))
-    if view.at_risk is not None:
-        add("at risk", _at_risk(view))
-    facts += _lists(view)
-    if view.last_save is not None:
-        add("last save", _save(view.last_save))
-    if view.mirror:
-        add(
-            "mirror",
-            Text(
-                view.mirror,
-                "yellow" if ": failing" in view.mirror or ": off" in view.mirror else "",
-            ),
-        )
-    if view.last_emergency_save is not None:
-        add("last emergency save", _emergency(view.last_emergency_save))
-    if view.save_interval is not None:
-        add("save interval", view.save_interval.why)
-    if view.last_failure is not None:
-        add("last failure", _failure(view.last_failure, room))
-    if view.last_recovery is not None:
-        add("last recovery", _recovery(view.last_recovery))
-    restarts = view.restarts
-    add(
-        "restarts",
-        f"{restarts.failures} after failures ({restarts.failures_left} left), "
-        f"{restarts.preemptions} after preemptions",
-    )
-    if view.last_audit is not None:
-        add("replayed", _audit(view.last_audit))
-    if view.goodput is not None:
-        add("goodput", _goodput(view, bar_width, room))
-    if view.supervisor is not None:
-        watch = view.supervisor
-        alive = {True: "alive", False: "gone", None: "on another host"}[watch.alive]
-        add("supervisor", f"pid {watch.pid} on {watch.host}, {alive}")
-    return facts
-
-
-def _lists(view: StatusView) -> Iterator[tuple[str, Text]]:
-    """Yield what is in memory only, what failed verification, and nodes that a job which does not
-    run leaves out; a running one has a warning for each."""
-    for node in view.left_out:
-        if node.text not in view.warnings:
-            yield "left out", Text(node.text, "yellow")
-    for left in view.memory_only[:_MOST_REJECTED]:
-        yield "in memory only", Text(f"{left.text}\n{left.todo}", "yellow")
-    for bad in view.rejected[:_MOST_REJECTED]:
-        yield "rejected", Text(f"{printable(Path(bad.path).name)}: {bad.reason}", "red")
-    if len(view.rejected) > _MOST_REJECTED:
-        more = len(view.rejected) - _MOST_REJECTED
-        yield "", Text(f"and {more} more: elastic-ckpt list")
-
-
-def _progress(view: StatusView, found: ProgressView, width: int) -> Text:
-    text, place = Text(), view.position
-    if found.total_steps:
-        share = min(1.0, found.step / found.total_steps)
-        done = round(share * width)
-        text.append("━" * done, "green").append("╌" * (width - done), "dim")
-        text.append(f" {share:.0%}\n")
-    text.append(f"step {found.step}" + (f" of {found.total_steps}" if found.total_steps else ""))
-    if place is not None:
-        text.append(f", epoch {place.epoch}, sample {place.sample_start_index}")
-    rates = []
-    if found.steps_per_second:
-        rates.append(f"{found.steps_per_second:.3g} steps/s")
-    if found.samples_per_second:
-        rates.append(f"{found.samples_per_second:.3g} samples/s")
-    if found.seconds_to_end is not None:
-        rates.append(f"{human_duration(found.seconds_to_end)} to the end")
-    rates += [f"{name} {value:.4g}" for name, value in view.reported.items()]
-    if rates:
-        text.append("\n" + ", ".join(rates))
-    return text
-
-
-def _newest(view: StatusView) -> str:
-    newest, on_disk = view.newest_intact, view.newest_on_disk
-    if newest is None:
-        return (
-            "none intact: a restart would end with 65"
-            if view.rejected
-            else "none: a restart would start at step 0"
-        )
-    if newest.tier != "memory":
-        return _checkpoint(newest)
-    rest = _checkpoint(on_disk) if on_disk else "in memory only"
-    return f"{_checkpoint(newest)}\n{rest}"
-
-
-def _checkpoint(one: NewestView) -> str:
-    read_back = ", verified" if one.verified else ""
-    name = Path(one.path).name if one.reason == "script" else f"step {one.step}"
-    return (
-        f"{name} ({one.reason}, {one.tier}, {human_bytes(one.bytes)}, "
-        f"{human_duration(one.age_seconds)} old{read_back})"
-    )
-
-
-def _at_risk(view: StatusView) -> str:
-    risk = view.at_risk
-    if risk is None or (risk.steps == 0 and risk.seconds < 1.0):
-        return "nothing, if this node died now"
-    steps = "" if risk.steps is None else f"{risk.steps} step{'s'[: risk.steps != 1]}, "
-    return f"{steps}{human_duration(risk.seconds)} of training, if this node died now"
-
-
-def _audit(audit: AuditView) -> Text:
-    steps = f"steps {audit.first + 1} to {audit.last}, {human_duration(audit.age_seconds)} ago"
-    if audit.different:
-        return Text(f"{steps}: DIFFERENT at {audit.different}", "red")
-    return Text(f"{steps}: {'equal within bounds' if audit.bounds else 'equal to the bit'}")
-
-
-def _save(save: LastSaveView) -> Text:
-    if save.error:
-        return Text(f"{save.reason}, FAILED: {save.error}", "red")
-    took = f"{save.reason}, {save.actual_seconds:.2f} s"
-    return Text(f"{took}; training stalled for {save.stall_seconds:.2f} s")
-
-
-def _emergency(save: EmergencySaveView) -> str:
-    known = save.predicted_seconds
-    predicted = "not predicted" if known is None else f"predicted {human_duration(known)}"
-    return f"{predicted}, took {human_duration(save.actual_seconds)}"
-
-
-def _failure(last: FailureRecord, room: int) -> str:
-    """Return the failure, and the end of the rank's output, which usually shows the reason."""
-    rank = f"rank {last.rank}, " if last.rank >= 0 else ""
-    ago = human_duration(max(0.0, time.time() - last.wall))
-    lines = [f"{rank}{last.kind}, {ago} ago: {last.message}"]
-    tail = [f"  {printable(line, max(20, room - 6))}" for line in last.tail[-_TAIL_LINES:]]
-    return "\n".join(lines + tail)
-
-
-def _recovery(last: RecoveryRecord) -> str:
-    stages = ", ".join(
-        f"{name.replace('_', ' ')} {seconds:.2f}"
-        for name, seconds in last.stages.items()
-        if seconds
-    )
-    return f"{last.total_seconds:.1f} s: {stages}; from step {last.step} ({last.tier})"
-
-
-def _goodput(view: StatusView, width: int, room: int) -> Text:
-    """Return the goodput, a bar of where the time went, and the seconds."""
-    wall = view.time.wall_seconds
-    spent = {one: view.time.seconds(one) for one in Category if view.time.seconds(one) > 0}
-    text = Text(f"{view.goodput:.0%} of {human_duration(wall)}\n")
-    at = filled = 0.0
-    for one, value in spent.items():
-        at += value / max(wall, 1e-9) * width
-        text.append(_PARTS[one][0] * round(at - filled), _PARTS[one][1])
-        filled = round(at)
-    column = room + 1
-    for one, value in spent.items():  # break lines between parts
-        words = f" {_name(one)} {human_duration(value)}"
-        ends = column + len(words) + 3 > room
-        column = len(words) + 1 + (0 if ends else column + 2)
-        text.append("\n" if ends else "  ").append(*_PARTS[one]).append(words)
-    return text
-
-
-def _name(category: Category) -> str:
-    return category.value.replace("_", " ")
-
-
-def _nodes(view: StatusView) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("node", "host", "state", "activity"):
-        table.add_column(title, overflow="fold")
-    for node in view.nodes:
-        name = f"{node.node} (leads{_takeover(node)})" if node.leads else node.node
-        state = "gone" if node.alive is False else node.state
-        table.add_row(name, node.host, state, node.message)
-    return table
-
-
-def _takeover(node: NodeView) -> str:
-    if not node.took_over_from:
-        return ""
-    since = time.strftime("%H:%M:%S", time.localtime(node.since))
-    return f" since {since}, in place of {node.took_over_from}"
-
-
-def _workers(workers: list[WorkerView]) -> list[RenderableType]:
-    """Return the ranks; of many, those that stand out, and a line on the others."""
-    shown = sorted(workers, key=_stands_out)[:_MOST_RANKS]
-    parts: list[RenderableType] = [_table(sorted(shown, key=lambda worker: worker.rank))]
-    rest = [worker for worker in workers if worker not in shown]
-    if rest:
-        phases = ", ".join(sorted({worker.phase for worker in rest}))
-        steps = sorted({worker.step for worker in rest})
-        where = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        parts.append(Text(f"and {len(rest)} more ranks: {phases}, {where}", "dim"))
-    return parts
-
-
-def _stands_out(worker: WorkerView) -> tuple[bool, int, float, int]:
-    silent = -(worker.last_beat_seconds or 0.0) if (worker.last_beat_seconds or 0.0) > 10 else 0.0
-    return worker.slow is None, worker.step, silent, worker.rank
-
-
-def _table(workers: list[WorkerView]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    multi_node = len({worker.node for worker in workers}) > 1
-    on_gpus = any(worker.gpu_bytes is not None for worker in workers)
-    titles = ["node"] * multi_node + ["rank", "pid", "phase", "step", "last beat", "memory", "cpu"]
-    for title in [*titles, *["gpu"] * on_gpus, "own work"]:
-        justify: Literal["left", "right"] = "left" if title in ("node", "phase") else "right"
-        table.add_column(title, justify=justify, overflow="fold")
-    for worker in workers:
-        beat, cpu = worker.last_beat_seconds, worker.cpu_percent
-        cells = [worker.node] * multi_node + [
-            str(worker.rank),
-            str(worker.pid),
-            worker.phase,
-            str(worker.step),
-            "-" if beat is None else f"{beat:.1f} s",
-            human_bytes(worker.rss_bytes),
-            "-" if cpu is None else f"{cpu:.0f} %",
-        ]
-        style = "bold yellow" if worker.slow is not None else ""
-        table.add_row(*cells, *[_gpu(worker)] * on_gpus, _own_work(worker), style=style)
-    return table
-
-
-def _gpu(worker: WorkerView) -> str:
-    busy = "" if worker.gpu_percent is None else f", {worker.gpu_percent:.0f} %"
-    return f"{human_bytes(worker.gpu_bytes)}{busy}"
-
-
-def _own_work(worker: WorkerView) -> str:
-    """Return ``80 of 120 ms``: own work of a step, and whether the others wait for it."""
-    if worker.step_seconds is None or worker.busy_seconds is None:
-        return "-"
-    times = f"{_milliseconds(worker.busy_seconds)} of {_milliseconds(worker.step_seconds)} ms"
-    return times if worker.slow is None else f"{times}, SLOW: {worker.slow:.1f} x the others'"
-
-
-def _milliseconds(seconds: float) -> str:
-    """Return three digits, or all before the point."""
-    value = 1000 * seconds
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

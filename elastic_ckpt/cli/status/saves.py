@@ -1,4 +1,4 @@
-"""Saves in ``status``: the newest, and the last emergency save."""
+"""The past in ``status``: the newest save, the last one on a notice, the last interruption."""
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ class EmergencySaveView(msgspec.Struct):
 
     predicted_seconds: float | None
     actual_seconds: float
+
+
+class InterruptionView(msgspec.Struct):
+    """The last time that training stopped before its end.
+
+    Attributes:
+        cause: one of ``Cause``: ``failure``, ``killed``, ``gave up``, ``preemption``,
+            ``regrouping``.
+        kind: a failure's class, or a preemption's source; may be empty.
+        rank: the first that failed; -1 if none did.
+    """
+
+    cause: str
+    kind: str
+    rank: int
+    message: str
+    age_seconds: float
 
 
 class AuditView(msgspec.Struct):
@@ -68,3 +85,12 @@ def last_emergency_save(history: History) -> EmergencySaveView | None:
     if found is None:
         return None
     return EmergencySaveView(found.predicted_seconds, found.actual_seconds)
+
+
+def last_interruption(history: History, now: float) -> InterruptionView | None:
+    """Return the newest interruption of a job; None without one."""
+    if not history.interruptions:
+        return None
+    last = history.interruptions[-1]
+    age = max(0.0, now - last.at)
+    return InterruptionView(last.cause.value, last.kind, last.rank, last.message, age)

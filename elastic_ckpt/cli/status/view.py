@@ -19,17 +19,26 @@ from elastic_ckpt.cli.status.nodes import (
     node_views,
     shown_record,
 )
+from elastic_ckpt.cli.status.problems import (
+    Observed,
+    ProblemView,
+    exit_code,
+    is_silent,
+    problems,
+)
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
 from elastic_ckpt.cli.status.saves import (
     AuditView,
     EmergencySaveView,
+    InterruptionView,
     LastSaveView,
     last_audit,
     last_emergency_save,
+    last_interruption,
     last_save,
 )
 from elastic_ckpt.cli.status.workers import WorkerView, reported, worker_views
-from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat, read_heartbeat
+from elastic_ckpt.jobdir.heartbeat import Heartbeat, read_heartbeat
 from elastic_ckpt.jobdir.node_record import (
     FailureRecord,
     NodeRecord,
@@ -44,13 +53,9 @@ from elastic_ckpt.journal.time_account import Goodput
 from elastic_ckpt.policy.accumulation import step_size_changed
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.policy.interval import OptimalInterval
-from elastic_ckpt.protocol.run_state import TERMINAL, RunState
+from elastic_ckpt.protocol.run_state import TERMINAL
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.protocol.stepless import STEPLESS
 from elastic_ckpt.util.text import encodable, printable
-from elastic_ckpt.util.units import human_duration
-
-_NO_SESSION = "the script creates no Session, so there are no checkpoints"
 
 
 class SupervisorView(msgspec.Struct):
@@ -123,6 +128,7 @@ class StatusView(msgspec.Struct, kw_only=True):
         advice: what to do now; empty for nothing.
         commands: what to type for it in a shell, in this order.
         warnings: what is wrong; a running job with a warning is degraded.
+        problems: the same and what is wrong besides, the most urgent first, each with its command.
         exit_code: of ``status``: 0 healthy or finished, 1 degraded or waiting to be restarted,
             2 dead.
         at_risk: None unless the job is training.
@@ -143,6 +149,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     advice: str
     commands: tuple[str, ...]
     warnings: list[str]
+    problems: list[ProblemView]
     exit_code: int
     supervisor: SupervisorView | None
     incarnation: int
@@ -159,6 +166,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     memory_only: list[LeftoverView]
     rejected: list[RejectedView]
     notice: NoticeView | None
+    last_interruption: InterruptionView | None
     last_save: LastSaveView | None
     last_recovery: RecoveryRecord | None
     last_failure: FailureRecord | None
@@ -198,14 +206,17 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     newest_save = last_save(history)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
-    no_session = _no_session(record, slots)
-    warnings = [_NO_SESSION] if no_session else []
-    if record is not None and record.stepless_since:
-        warnings.append(_stepless(record, now))
     left_out = left_out_views(job, record, run)
-    if running:
-        warnings += [one.text for one in left_out]
-        warnings += _warnings(newest_save, rejected, newest, alive is None and _is_silent(beat))
+    workers = worker_views(boards)
+    step_size, audit = _step_size(slots), last_audit(history, time.time())
+    found = problems(
+        job,
+        Observed(
+            running, record, slots, workers, newest, passed_over, newest_save, audit, left_out,
+            alive is None and is_silent(beat), time.time(),
+        ),
+    )  # fmt: skip
+    warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
     advice = advise(job, Situation(state, record, newest, bool(rejected), save_error))
     return StatusView(
@@ -216,22 +227,18 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         advice=advice.text,
         commands=advice.commands,
         warnings=warnings,
-        exit_code=_exit_code(state, warnings),
+        problems=[one.view for one in found],
+        exit_code=exit_code(state, warnings),
         supervisor=_supervisor(record, alive, beat),
         incarnation=record.incarnation if record else 0,
         nodes=node_views(record, run),
         left_out=left_out,
-        workers=worker_views(boards),
+        workers=workers,
         position=position,
         progress=progress(
             position.step if position else None, slots, history.marks, running=running
         ),
-        step_size=next(
-            filter(
-                None, (step_size_changed(one.samples_before, one.samples_per_step) for one in slots)
-            ),
-            "",
-        ),
+        step_size=step_size,
         reported=reported(slots),
         at_risk=at_risk(
             position.epoch,
@@ -249,11 +256,12 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         memory_only=view_leftovers(records),
         rejected=rejected,
         notice=_notice(record) if running else None,
+        last_interruption=last_interruption(history, time.time()),
         last_save=newest_save,
         last_recovery=record.last_recovery if record else None,
         last_failure=record.last_failure if record else None,
         last_emergency_save=last_emergency_save(history),
-        last_audit=last_audit(history, time.time()),
+        last_audit=audit,
         save_interval=record.save_interval if record else None,
         restarts=RestartsView(
             max(record.failures if record else 0, _crashes(history)),
@@ -267,11 +275,9 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     )
 
 
-def _stepless(record: NodeRecord, now: float | None) -> str:
-    if now is None:
-        return f"no step was seen in the script's Session, {STEPLESS}"
-    seconds = human_duration(max(0.0, now - record.stepless_since))
-    return f"no step for {seconds} in the open Session, {STEPLESS}"
+def _step_size(slots: list[Slot]) -> str:
+    changed = (step_size_changed(one.samples_before, one.samples_per_step) for one in slots)
+    return next(filter(None, changed), "")
 
 
 def _crashes(history: History) -> int:
@@ -287,10 +293,6 @@ def _supervisor(
         return None
     owner, age = record.owner, beat.age_seconds if beat else None
     return SupervisorView(owner.pid, alive, record.since, owner.host, record.node, age)
-
-
-def _is_silent(beat: Heartbeat | None) -> bool:
-    return beat is None or beat.age_seconds > SILENT_SECONDS
 
 
 def _unsupervised(job: JobDirectory) -> tuple[str, str]:
@@ -315,45 +317,10 @@ def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tu
     return record.state.value, record.message
 
 
-def _warnings(
-    save: LastSaveView | None,
-    rejected: list[RejectedView],
-    newest: CheckpointView | None,
-    is_silent: bool,
-) -> list[str]:
-    found = []
-    if save is not None and save.error:
-        found.append(f"the last save failed: {save.error}")
-    if rejected and newest is None:
-        found.append("there are checkpoints, and none is intact: a restart has nothing to load")
-    if is_silent:
-        found.append(f"no heartbeat from the supervisor for {SILENT_SECONDS:.0f} s; it may be dead")
-    return found
-
-
-def _exit_code(state: str, warnings: list[str]) -> int:
-    """Return 0 for healthy or finished, 1 for degraded or waiting to be restarted, 2 for dead."""
-    if state in ("dead", "unknown", RunState.FAILED.value):
-        return 2
-    if state in (RunState.STARTING.value, RunState.RUNNING.value):
-        return 1 if warnings else 0
-    return 0 if state == RunState.FINISHED.value else 1
-
-
 def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
     """Return whether a node's board belongs to the head's incarnation."""
     same = head is not None and member.incarnation == head.incarnation
     return same and member.state not in TERMINAL and bool(member.owner.is_alive())
-
-
-def _no_session(record: NodeRecord | None, slots: list[Slot]) -> bool:
-    """Return whether the script has run to its end, or for a minute, without a Session."""
-    if record is None or record.saves_itself:
-        return False
-    if record.sessionless or record.state is not RunState.STARTING or not slots:
-        return record.sessionless
-    now = time.monotonic_ns()
-    return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
 
 
 def _position(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 import psutil
@@ -16,6 +16,11 @@ from elastic_ckpt.util.text import printable
 
 NVIDIA_DEVICE = "/dev/nvidiactl"
 DRIVER_SECONDS = 2.0
+
+STEPPING: Final = frozenset({"training", "fetching"})
+SILENT_SECONDS: Final = 3.0
+SILENT_STEPS: Final = 20.0
+"""Ranks that have been silent for longer than both make no steps now."""
 
 
 class WorkerView(msgspec.Struct):
@@ -56,6 +61,21 @@ def worker_views(boards: Iterable[tuple[str, list[Slot]]]) -> list[WorkerView]:
     gpus = gpus_by_pid() if os.path.exists(NVIDIA_DEVICE) else {}
     views = [_view(slot, node, slow, gpus) for node, slot in found if slot.pid]
     return sorted(views, key=lambda worker: worker.rank)
+
+
+def silent_seconds(workers: Sequence[WorkerView]) -> float | None:
+    """Return for how long no rank has shown a step; None while they show some, or do something else
+    that takes its time, such as a save, an evaluation or a first step."""
+    silences = [
+        one.last_beat_seconds if one.phase in STEPPING and one.step_seconds else None
+        for one in workers
+    ]
+    known = [silence for silence in silences if silence is not None]
+    if not known or len(known) < len(workers):
+        return None
+    pace = max(one.step_seconds or 0.0 for one in workers)
+    silent = min(known)
+    return silent if silent > max(SILENT_SECONDS, SILENT_STEPS * pace) else None
 
 
 class _Gpu(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ from elastic_ckpt.protocol.messages import (
     Ready,
     encode_line,
 )
-from elastic_ckpt.protocol.worker_spec import WorkerSpec
+from elastic_ckpt.protocol.worker_spec import WorkerSpec, decode_spec
 from elastic_ckpt.supervisor.agent import launch
 from elastic_ckpt.supervisor.agent.cluster_member import Membership
 from elastic_ckpt.supervisor.agent.hub_link import HubNetwork
@@ -360,7 +360,7 @@ def _read_spec(commands: LineReader) -> WorkerSpec:
     limit = time.monotonic() + SPEC_SECONDS
     while time.monotonic() < limit and not commands.closed:
         for line in commands.lines():
-            return msgspec.json.decode(line, type=WorkerSpec)
+            return decode_spec(line)
         time.sleep(0.005)
     raise SystemExit("elastic-ckpt agent: the supervisor sent no specification")
 

@@ -36,6 +36,7 @@ from elastic_ckpt.protocol.succession import MAX_POSITION, Follow, Leader, Roste
 from elastic_ckpt.supervisor.cluster.left_out import LeftOutNodes
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.supervisor.watch.node_check import NodeCheck
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class HeadRole(ClusterRole):
         self._left_out.add(note)
         run.ports.journal.write(NodeLeftOut(name=node, why=why))
         let_in = command_line("nodes", place, "--let-in", node)
-        run.record.say(f"node {node} is left out: {why}; to let it in again: {let_in}")
+        run.record.say(warning(f"node {node} is left out: {why}; to let it in again: {let_in}"))
 
     def look_for_hang(self, run: Supervisor) -> None:
         """Besides hangs, look which nodes are to be left out, and which are let in again."""

@@ -21,6 +21,7 @@ from elastic_ckpt.protocol.run_state import TERMINAL, Event, RunState
 from elastic_ckpt.protocol.succession import NO_PLACE, Follow, Lead, Leave, RosterPlace, Succession
 from elastic_ckpt.supervisor.cluster.role import ClusterRole
 from elastic_ckpt.supervisor.watch.node_check import NodeCheck
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ class MemberRole(ClusterRole):
             return
         place = run.settings.shared_url or run.settings.directory
         let_in = command_line("nodes", place, "--let-in", run.settings.node)
-        run.record.say(f"this node is left out of the job: {why}; to let it in again: {let_in}")
+        run.record.say(
+            warning(f"this node is left out of the job: {why}; to let it in again: {let_in}")
+        )
         if not run.incarnations.is_launched:
             run.record.update(message=f"left out of the job: {why}")
 

@@ -18,6 +18,7 @@ from elastic_ckpt.protocol.messages import (
 )
 from elastic_ckpt.protocol.succession import NO_PLACE
 from elastic_ckpt.supervisor.watch.node_check import NodeCheck
+from elastic_ckpt.util.journald import warning
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.supervisor import Supervisor
@@ -132,7 +133,7 @@ class ClusterRole(Role):
         self._report_check(run)
         if check.unfit and check.unfit != before:
             run.ports.journal.write(NodeUnfit(why=check.unfit))
-            run.record.say(f"this node failed its check: {check.unfit}")
+            run.record.say(warning(f"this node failed its check: {check.unfit}"))
         elif before and not check.unfit:
             run.record.say("this node passes its check now")
 

@@ -5,23 +5,21 @@ Nothing here runs in the supervisor's loop, and the library is imported only for
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
+from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.supervisor.run_record import RunRecord
 from elastic_ckpt.supervisor.settings import RunSettings
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.metrics.journal_follower import JournalFollower
+    from elastic_ckpt.supervisor.metrics.last_look import LastLook
     from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
 
-_ADDRESS: Final = re.compile(r"(?:(?:\[([0-9A-Fa-f:.]+)\]|([^][:\s]+)):)?([0-9]{1,5})")
-
-DEFAULT_HOST: Final = "127.0.0.1"
 SUFFIX: Final = ".prom"
 LAST_LOOK_SECONDS: Final = 0.5
 
@@ -34,6 +32,8 @@ class Metrics:
         self, settings: RunSettings, job: JobDirectory, board: Board, record: RunRecord
     ) -> None:
         self._feed: JournalFollower | None = None
+        self._record = record
+        self._last_look: LastLook | None = None
         self._parts: list[JournalFollower | MetricsServer | MetricsFile] = []  # in order of start
         if settings.metrics is None and settings.metrics_file is None:
             return
@@ -51,6 +51,7 @@ class Metrics:
         if settings.metrics is not None:
             server = MetricsServer(*settings.metrics, registry)
             self._parts.append(server)
+            self._last_look = server.last_look
             record.say(f"metrics: {server.url}")
         if settings.metrics_file is not None:
             self._parts.append(MetricsFile(settings.metrics_file, registry, record.say))
@@ -64,16 +65,11 @@ class Metrics:
         """Stop, after the run's last event is written; bounded even when the storage hangs."""
         if self._feed is not None:
             self._feed.look(LAST_LOOK_SECONDS)
+        if self._last_look is not None and self._record.state is RunState.FINISHED:
+            with self._last_look.ended_by_signals():
+                self._last_look.wait()
         for part in reversed(self._parts):
             part.stop()
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``PORT``, ``HOST:PORT`` or ``[IPV6]:PORT``; else UsageError."""
-    found = _ADDRESS.fullmatch(text.strip())
-    if found is None or int(found[3]) > 65535:
-        raise UsageError(f"--metrics {text!r} is not PORT, HOST:PORT or [IPV6]:PORT")
-    return found[1] or found[2] or DEFAULT_HOST, int(found[3])
 
 
 def check_file(path: Path) -> Path:

@@ -28,6 +28,7 @@ from elastic_ckpt.journal.events import Drained, DrainFailed
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.drain_plan import DrainPlan
 from elastic_ckpt.supervisor.saves.drain_target import DrainTarget
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.progress import Advance, in_lines
 from elastic_ckpt.util.text import printable
 
@@ -296,7 +297,9 @@ class Drainer:
             kept = (
                 "stays in memory, it" if task.sealed.generation.slot.exists() else "was deleted and"
             )
-            self._say(f"step {seal.step} {kept} cannot be written to {self._target.name}: {why}")
+            self._say(
+                warning(f"step {seal.step} {kept} cannot be written to {self._target.name}: {why}")
+            )
 
 
 def be_polite() -> None:

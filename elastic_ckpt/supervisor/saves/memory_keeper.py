@@ -32,6 +32,7 @@ from elastic_ckpt.supervisor.saves.drain_target import DrainTarget
 from elastic_ckpt.supervisor.saves.drainer import Drainer, be_polite
 from elastic_ckpt.supervisor.saves.replicator import Replicator
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
@@ -122,7 +123,7 @@ class MemoryKeeper:
                 owned = _own(place, job, settings.node, target)
                 say(_needs(place, job, owned, settings))
             except MemoryUnusable as error:
-                say(f"no memory tier, saves go to {target.name}: {error}")
+                say(warning(f"no memory tier, saves go to {target.name}: {error}"))
         name, server = settings.node if settings.endpoint and place else "", None
         if name and owned is not None:
             server = _serve(settings, owned, target, say, leaves)
@@ -292,7 +293,7 @@ def _serve(
         address = own_address(*parse_endpoint(settings.endpoint))
         return MemoryServer(owned.tier, target.part_of, address, be_polite, leaves)
     except OSError as error:
-        say(f"no memory tier, saves go to {target.name}: {error.strerror or error}")
+        say(warning(f"no memory tier, saves go to {target.name}: {error.strerror or error}"))
         return None
 
 

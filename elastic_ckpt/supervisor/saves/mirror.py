@@ -45,6 +45,7 @@ from elastic_ckpt.policy.pace import Pace, Throttle, drops_for_newer
 from elastic_ckpt.supervisor.saves.history_copy import HistoryCopy
 from elastic_ckpt.supervisor.saves.mirror_port import forever
 from elastic_ckpt.supervisor.settings import RunSettings
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
@@ -161,7 +162,9 @@ class Mirror:
             self._thread.join(min(0.2, seconds))
         self.serve(self._known)
         if self._thread.is_alive():
-            self._say(f"mirror: the time is up, what {self._store.url} lacks stays on the disk")
+            self._say(
+                warning(f"mirror: the time is up, what {self._store.url} lacks stays on the disk")
+            )
 
     def close_history(self, left: Callable[[], float]) -> None:
         self._history.close(left, self._ping)
@@ -343,7 +346,7 @@ class Mirror:
                 tries += 1
                 if tries == 1:
                     self._fail(error, None)
-                    self._tell(f"mirror: {error}")
+                    self._tell(warning(f"mirror: {error}"))
                 self._show(f"failing for {tries} tries: {error}")
                 if self._ends and tries > len(RETRY_SECONDS):
                     raise

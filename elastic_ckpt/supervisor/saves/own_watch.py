@@ -24,6 +24,7 @@ from elastic_ckpt.policy.own_saves import OwnSaves
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
 from elastic_ckpt.util.change_bell import ChangeBell
+from elastic_ckpt.util.journald import warning
 from elastic_ckpt.util.progress import in_lines
 
 log = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ class OwnWatch:
 
     def _aside(self, path: Path, target: Path, why: str) -> None:
         self._journal.write(Quarantined(path=str(path), to=str(target), reason=why))
-        self._say(f"set {path} aside, in {target}: {why}")
+        self._say(warning(f"set {path} aside, in {target}: {why}"))
 
 
 class NoOwnSaves:

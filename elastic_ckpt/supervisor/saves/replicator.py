@@ -19,6 +19,7 @@ from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.journal.node_events import ReplicaFailed, Replicated
 from elastic_ckpt.policy.pace import Pace, Throttle
+from elastic_ckpt.util.journald import warning
 
 _PATIENCE_SECONDS: Final = 5.0
 """Another node may seal its share a moment after this one, and may be held up meanwhile."""
@@ -74,7 +75,11 @@ class Replicator:
             self._journal.write(event)
             if isinstance(event, ReplicaFailed) and event.error != self._said:
                 self._said = event.error
-                self._say(f"no replica of {event.host}'s part of step {event.step}: {event.error}")
+                self._say(
+                    warning(
+                        f"no replica of {event.host}'s part of step {event.step}: {event.error}"
+                    )
+                )
 
     def close(self) -> None:
         """Give up what is under way."""

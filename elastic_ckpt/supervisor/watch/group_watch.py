@@ -6,6 +6,7 @@ from typing import Final
 
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.util.journald import warning
 
 GROUP_SECONDS: Final = 60.0
 """A start of the process group that takes longer is reported. Where packets are dropped silently,
@@ -45,5 +46,5 @@ class GroupWatch:
             f"rank {ranks} of this node: {longest:.0f} s in the start of the process group; a "
             "rank starts slowly, or two nodes do not reach each other: open all ports between them"
         )
-        self._record.say(message)
+        self._record.say(warning(message))
         self._record.update(message=message)

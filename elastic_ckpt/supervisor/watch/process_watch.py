@@ -10,6 +10,7 @@ from elastic_ckpt.policy.process_state import STOPPED, ProcessStates, Remedy
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Outcome
 from elastic_ckpt.supervisor.ports import Clock, HostPort
+from elastic_ckpt.util.journald import warning
 
 POLL_SECONDS: Final = 1.0
 
@@ -65,10 +66,12 @@ class ProcessWatch:
             who = f"rank {rank}" if rank >= 0 else "the agent"
             how = "is stopped (SIGSTOP)" if states[pid] == STOPPED else "is a zombie"
             if remedy is Remedy.CONTINUE:
-                self._say(f"{who} (pid {pid}) {how}: continuing it, as the others wait for it")
+                self._say(
+                    warning(f"{who} (pid {pid}) {how}: continuing it, as the others wait for it")
+                )
                 self._host.send(pid, signal.SIGCONT)
                 continue
-            self._say(f"{who} (pid {pid}) {how}: killing it")
+            self._say(warning(f"{who} (pid {pid}) {how}: killing it"))
             if rank >= 0 and states[pid] == STOPPED:  # it cannot post this by itself
                 slot = self._board.rank_slot(ranks[pid].local_rank)
                 slot.leave(Outcome.FAILED, -int(signal.SIGSTOP), "stopped again by SIGSTOP")

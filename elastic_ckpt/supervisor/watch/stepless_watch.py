@@ -7,6 +7,7 @@ from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.stepless import STEPLESS, STEPLESS_SECONDS, stepless_since
 from elastic_ckpt.supervisor.ports import Clock
 from elastic_ckpt.supervisor.run_record import RunRecord
+from elastic_ckpt.util.journald import warning
 
 
 class SteplessWatch:
@@ -36,13 +37,15 @@ class SteplessWatch:
             self._set(0.0)
         elif now - since > STEPLESS_SECONDS and not self._record.node.stepless_since:
             self._set(self._clock.wall() - (now - since))
-            self._record.say(f"no step for {now - since:.0f} s in the open Session, {STEPLESS}")
+            self._record.say(
+                warning(f"no step for {now - since:.0f} s in the open Session, {STEPLESS}")
+            )
 
     def ended(self, ended: Ended) -> None:
         """Report a script that was completed without a step, unless it resumed at its end."""
         if ended.kind is EndKind.COMPLETED and ended.attached and not ended.finished:
             self._set(self._record.node.stepless_since or self._clock.wall())
-            self._record.say(f"the script's Session closed without one step, {STEPLESS}")
+            self._record.say(warning(f"the script's Session closed without one step, {STEPLESS}"))
 
     def _set(self, since: float) -> None:
         if self._record.node.stepless_since != since:

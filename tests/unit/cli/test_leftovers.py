@@ -43,7 +43,7 @@ def test_it_is_listed_with_job_step_size_and_age_and_deleted_by_one_command(
     [row] = cli("status", job.root, "--json").json["memory_only"]
     assert (row["job"], row["step"], row["path"]) == (str(gone.root), 16, str(held.tier.root))
     assert row["bytes"] > 0 and 0 <= row["age_seconds"] < 60
-    page = "".join(cli("status", job.root).out.split())  # a long path is broken anywhere
+    page = "".join(cli("status", "-v", job.root).out.split())  # a long path is broken anywhere
     assert f"step16of{gone.root}isinmemoryonly:" in page
     assert f"deleteit:{row['command'].replace(' ', '')}" in page
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from elastic_ckpt.cli import live_line
-from elastic_ckpt.cli.live_line import LiveLine
+from elastic_ckpt.cli.progress import live_line
+from elastic_ckpt.cli.progress.live_line import LiveLine
 from elastic_ckpt.cli.run.import_wait import (
     ImportStage,
     ImportWait,

@@ -53,7 +53,7 @@ def test_a_node_that_is_not_left_out_is_an_error_and_nothing_changes(job: JobDir
 def test_a_job_without_nodes_says_so(tmp_path: Path) -> None:
     assert (
         run(open_job(tmp_path / "job").root)
-        == "no node is left out, and the job has not run on several nodes\n"
+        == "no node is left out, and no run on several nodes is active\n"
     )
 
 

@@ -17,7 +17,7 @@ late = float(sys.argv[1])
 real = time.monotonic
 began = real() + 3600
 time.monotonic = lambda: real() + (late if real() > began + 0.05 else 0.0)
-from elastic_ckpt.cli import progress_bar as bars
+from elastic_ckpt.cli.progress import progress_bar as bars
 
 began = real()
 with bars.progress_bar() as watch:

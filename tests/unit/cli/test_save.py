@@ -12,7 +12,7 @@ import pytest
 from elastic_ckpt.checkpoint.own.files import stamps_of
 from elastic_ckpt.checkpoint.own.seal import seal, write
 from elastic_ckpt.cli import save as module
-from elastic_ckpt.cli.live_line import LiveLine
+from elastic_ckpt.cli.progress.live_line import LiveLine
 from elastic_ckpt.jobdir.paths import JobDirectory
 
 

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from elastic_ckpt.cli.run.command import settings_of
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.notices import slurm
 from elastic_ckpt.notices.slurm import SlurmSource, SlurmUnanswered, fields, job_id
 from elastic_ckpt.policy.deadline import Notice, TimeLimit
@@ -89,6 +91,61 @@ def test_a_signal_to_a_job_that_continues_is_not_a_notice(controller: Controller
     source = SlurmSource({"SLURM_JOB_ID": "7"})
     source.poll_now()
     assert poll(source) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "known"), [(70.0, True), (900.0, True), (1000.0, False), (-5.0, False)]
+)
+def test_a_signal_shortly_before_the_limit_announces_it(
+    controller: Controller, left: float, known: bool
+) -> None:
+    """As of ``sbatch --signal``: the deadline is the limit, not what a cancelled job would have."""
+    controller.job |= {"TimeLimit": "01:00:00", "EndTime": left}
+    source = SlurmSource({"SLURM_JOB_ID": "7"})
+    source.poll_now()
+    kind, why = (Notice, "signal before the time limit") if known else (TimeLimit, "time limit")
+    assert poll(source) == [(kind, why, left)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("gpu[007-009,12],m1", "gpu007"),
+        ("a,b[1-2]", "a"),
+        ("r[0-1]n[3,4]", "r0n3"),
+        ("n[1-2]-ib", "n1-ib"),
+    ],
+)
+def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
+    assert slurm.first_host(nodes) == first
+
+
+def test_without_scontrol_nodes_meet_at_the_first_ones_name(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "2007")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+    controller.dead = True
+    assert slurm.head_endpoint() == "n1:29407"
+    monkeypatch.delenv("SLURM_STEP_NODELIST")
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    assert slurm.head_endpoint() == ""
+
+
+@pytest.mark.parametrize(("text", "most"), [("", 1), ("1(x4)", 1), ("1(x2),8", 8), ("2(x3),1", 2)])
+def test_the_number_of_tasks_on_a_node(text: str, most: int) -> None:
+    assert slurm.tasks_per_node({"SLURM_STEP_TASKS_PER_NODE": text}) == most
+
+
+def test_several_supervisors_on_a_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"started 8 supervisors on a node: use srun --ntasks-per"):
+        settings_of(["--dir", "x", "--grace", "30", __file__])
 
 
 def test_without_a_controller_a_signal_gets_the_shortest_deadline(controller: Controller) -> None:

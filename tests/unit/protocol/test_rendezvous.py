@@ -9,6 +9,7 @@ import pytest
 
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.protocol.rendezvous import (
+    address_of,
     is_same_endpoint,
     lead_towards,
     meet,
@@ -103,3 +104,16 @@ def test_next_head_listens_on_its_own_address_with_the_same_port_if_it_is_free()
 def test_endpoints_are_compared_with_their_default_port() -> None:
     assert is_same_endpoint("node0", "node0:29400")
     assert not is_same_endpoint("node0", "node0:29401")
+
+
+def test_next_head_of_a_name_that_is_gone_uses_the_address_that_it_had() -> None:
+    with pytest.raises(OSError, match=r"not known|resolution"):
+        lead_towards("gone.invalid:0001")
+    found, endpoint = lead_towards("gone.invalid:29417", known="127.0.0.1")
+    os.close(found.listen_fd)
+    assert endpoint == f"127.0.0.1:{found.port}"
+
+
+def test_address_of_an_endpoint() -> None:
+    assert address_of("127.0.0.1:1") == "127.0.0.1"
+    assert address_of("gone.invalid") == ""

@@ -85,6 +85,26 @@ def test_a_node_brings_the_chunks_alone_that_its_ranks_read(
     reading.close()
 
 
+def test_all_ranks_bring_the_rest_or_none(nodes: Make) -> None:
+    """Also the node that has the only large file: the others would wait for its ranks."""
+    three = nodes(3)
+    three.save(7, size=1000, sizes={1: 3 * PIECE_BYTES})
+    three.look(0, range(3))
+    for node in range(3):
+        reading = three.bring(node)
+        assert reading.rest is not None
+        reading.rest.want(None)
+        reading.rest.bring(unwatched)
+        reading.rest.settle()
+        reading.confirm()
+        found = everything(reading.path)
+        assert {name: found[name] for name in three.contents} == three.contents
+        reading.close()
+    three.save(8, size=1000)
+    three.look(0, range(3))
+    assert all(three.bring(node).rest is None for node in range(3))
+
+
 def test_a_load_without_room_in_memory_is_refused(
     nodes: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

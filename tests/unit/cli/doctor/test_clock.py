@@ -31,7 +31,7 @@ class Kernel:
     [
         (0, 0x2001, "ok", "synchronised"),
         (5, 0x0040, "warning", "not synchronised"),
-        (-1, 0, "ok", "not reported"),
+        (-1, 0, "untried", "not reported"),
     ],
 )
 def test_the_kernels_answer(

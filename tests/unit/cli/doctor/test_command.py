@@ -20,7 +20,7 @@ from elastic_ckpt.cli.doctor import versions as version_findings
 from elastic_ckpt.cli.doctor.findings import Finding, StatusLine, ok
 from elastic_ckpt.cli.doctor.versions import TESTED
 from elastic_ckpt.jobdir.slurm_jobs import remember_job
-from tests.checkpoints import make_checkpoint, open_job, tree
+from tests.checkpoints import MODEL, make_checkpoint, open_job, tree
 from tests.unit.cli.test_app import IN_PROCESS, Command, cli
 from tests.unit.test_group_access import GROUP, OTHER_GROUP, as_user, make_job, place
 
@@ -106,7 +106,8 @@ def test_a_missing_dependency_of_colossalai_is_a_warning(doctor: Any, name: str)
 
 def test_a_missing_torch_is_a_problem(doctor: Any) -> None:
     found = doctor(without(OLD, "torch", "colossalai"), code=1)
-    assert (found["torch"]["state"], found["torch"]["todo"]) == ("problem", "pip install torch")
+    todo = "pip install torch, or name the Python that has it: --python PATH"
+    assert (found["torch"]["state"], found["torch"]["todo"]) == ("problem", todo)
     assert "versions" not in found
 
 
@@ -130,7 +131,7 @@ def test_versions_come_from_the_installed_packages(monkeypatch: pytest.MonkeyPat
     assert found == {"torch": "2.5.1"}
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("options", [["-v"], ["--json"]], ids=["text", "json"])
 def test_no_package_is_imported_to_find_its_version(options: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-c", IN_PROCESS, "doctor", *options],
@@ -247,7 +248,7 @@ def test_lines_fit_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
         monkeypatch, capsys, 80, LONG, ok(name, "is as it must be"), ok("x", "a " * 25 + "3.1 GB")
     )
     lines = out.splitlines()
-    assert lines[0] == "disk" and lines[-1] == "1 problem"
+    assert lines[0] == "disk" and lines[-1] == "1 problem; 2 checks ok"
     assert {len(line) for line in lines if "xxx" not in line} <= set(range(81))
     assert f"  ok       {name}\n{'':27}is as it must be\n" in out
     assert f"\n{'':27}-> do do" in out and f"\n{'':30}do do" in out
@@ -296,3 +297,72 @@ def test_a_path_is_not_accessed_outside_the_child(
     monkeypatch.setattr(doctor_command, "check_storage", lambda *given: iter(()))
     said = cli("doctor", "/dead/server/job", "--json")
     assert "/dead/server/job does not exist yet" in said.out
+
+
+def test_what_is_wrong_comes_first_and_the_rest_is_counted(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def groups(*_given: Any) -> Any:
+        return [
+            ("versions", iter([ok("torch", "2.13"), ok("Python", "3.11")])),
+            ("machine", iter([Finding("clock", "warning", "not synchronised", "run chrony")])),
+            ("checkpoints", iter([
+                findings.untried("free space", "not reported by the file system"),
+                Finding("fsync", "problem", "Input/output error", "use another one"),
+            ])),
+        ]  # fmt: skip
+
+    monkeypatch.setattr(doctor_command, "_groups", groups)
+    said = cli("doctor", "/data/ck")
+    assert said.code == 1
+    assert [line.split()[:2] for line in said.out.splitlines()] == [
+        ["checkpoints"], ["problem", "fsync"], ["->", "use"],
+        ["machine"], ["warning", "clock"], ["->", "run"],
+        ["1", "problem,"], ["free", "space:"],
+    ]  # fmt: skip
+    assert (
+        "1 problem, 1 warning; 2 checks ok (elastic-ckpt doctor -v /data/ck lists them)\n"
+        in said.out
+    )
+    every = cli("doctor", "-v", "/data/ck").out
+    assert every.index("torch") < every.index("clock") < every.index("fsync")
+    assert "untried  free space      not reported" in every
+    assert every.endswith("1 problem, 1 warning; 2 checks ok\n")
+    assert [one["state"] for one in cli("doctor", "--json").json].count("untried") == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_fix_repairs_what_is_safe_and_nothing_else(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(tmp_path / "job")
+    make_checkpoint(job, 20)
+    (make_checkpoint(job, 40) / MODEL).unlink()
+    stale, fresh, other = (job.root / f".elastic-ckpt-trial-{name}" for name in
+                           ("0" * 16, "1" * 16, "mine"))  # fmt: skip
+    for one in (stale, fresh, other):
+        one.mkdir()
+        (one / "written").write_bytes(b"x")
+        os.utime(one, (0, 0) if one is not fresh else None)
+    job.checkpoint(9, 9).mkdir()  # another program's
+    before = tree(job.root)
+
+    def by_name(*given: Any) -> dict[str, Any]:
+        return {one["what"]: one for one in cli("doctor", *given, "--json").json}
+
+    found = by_name(job.root)
+    fix = f"elastic-ckpt doctor --fix {job.root}"
+    assert found["leftovers"]["text"].startswith(stale.name) and fix in found["leftovers"]["todo"]
+    assert found["damaged"]["text"] == f"epoch-0_step-40: {MODEL} is missing"
+    assert found["damaged"]["state"] == "warning" and fix in found["damaged"]["todo"]
+    assert tree(job.root) == before
+
+    said = cli("doctor", "--fix", job.root)
+    assert f"leftovers: fixed: removed {stale.name}\n" in said.out
+    assert f"damaged: fixed: epoch-0_step-40: {MODEL} is missing: set aside as" in said.out
+    assert not stale.exists() and fresh.exists() and other.exists()
+    assert not job.checkpoint(0, 40).exists() and job.checkpoint(0, 20).exists()
+    assert job.checkpoint(9, 9).exists() and len(list(job.quarantine.glob("*-40-*.json"))) == 1
+    assert not by_name(job.root).keys() & {"leftovers", "damaged"}
+    assert cli("doctor", "--fix").code == 64
+    assert cli("doctor", "--fix", "s3://bucket/job").code == 64

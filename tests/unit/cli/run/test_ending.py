@@ -11,13 +11,13 @@ import pytest
 
 from elastic_ckpt import errors
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
+from elastic_ckpt.cli.app import main
 from elastic_ckpt.cli.run.ending import advised, after_run
-from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, next_steps
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.util.next_steps import next_steps
 from tests.checkpoints import MODEL, make_checkpoint
 
 RERUN = RunCommand(("elastic-ckpt", "run", "--dir", "a b", "t.py"), "/my work")
@@ -95,3 +95,15 @@ def test_a_closed_pipe_is_no_ending() -> None:
     with pytest.raises(BrokenPipeError) as caught, advised("b", str):
         raise BrokenPipeError
     assert next_steps(caught.value) == ()
+
+
+def test_in_the_journal_the_error_alone_has_its_priority(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("elastic_ckpt.util.journald.is_journal", lambda _: True)
+    monkeypatch.setattr("sys.argv", ["elastic-ckpt", "run", "absent.py"])
+    with pytest.raises(SystemExit):
+        main()
+    error, text, command = capfd.readouterr().err.splitlines()
+    assert error.startswith("<3>elastic-ckpt: error: ")
+    assert text.startswith("elastic-ckpt: next: ") and command == "  elastic-ckpt run --help"

@@ -57,6 +57,18 @@ def test_every_option_of_run_has_a_key() -> None:
     assert set(keys) == flags - {"config", "print-config"} | {"script", "args"}
 
 
+def test_keys_for_the_batch_script_are_shown_and_change_nothing(tmp_path: Path) -> None:
+    start = 'dir = "a"\nscript = "t.py"\n'
+    more = 'setup = "cd x\\nls"\nsrun = ["--a=b c"]\nsupervisor-python = " p q "\n'
+    path = write(tmp_path, start + more)
+    shown = printed("--config", path)
+    assert shown["setup"] == ('"cd x\\nls"', "file, for slurm submit")
+    assert shown["srun"] == ('["--a=b c"]', "file, for slurm submit")
+    keys = job_file.read_batch_keys(Path(path))
+    assert keys == job_file.BatchKeys(("cd x", "ls"), ("--a=b c",), "p q")
+    assert job_file.read_batch_keys(Path(write(tmp_path, start))) == job_file.BatchKeys()
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir("/")
     path = write(tmp_path, 'dir = "c"\nscript = "../t.py"\nargs = ["a b", "--x"]\n')

@@ -52,8 +52,8 @@ def fail_save(job: JobDirectory, name: str = "save_failed") -> None:
         (RunState.FINISHED, 0, "", "nothing is left to do; its checkpoints:", ["list"]),
         (RunState.PREEMPTED, 75, "", "rerun the same command: it resumes from step 60", [RERUN]),
         (RunState.PREEMPTED, 76, "", "rerun the same command: it resumes from step 60", [RERUN]),
-        (RunState.FAILED, 70, "", "fix the failure (elastic-ckpt logs --last), then rerun the same "
-         "command: it resumes from step 60", ["logs --last", RERUN]),
+        (RunState.FAILED, 70, "", "see why it failed (elastic-ckpt logs --processes --last), fix "
+         "that, then rerun the same command: it resumes", ["logs --processes --last", RERUN]),
         (RunState.FAILED, 65, "the data set is another one", "correct what the message says does "
          "not match, then rerun the same command: it resumes from step 60", [RERUN]),
         (RunState.FAILED, 64, "none has x; they were left where they are: give", "correct "
@@ -158,7 +158,7 @@ def test_a_job_that_runs_needs_no_command(job: JobDirectory) -> None:
 
 def test_a_node_that_left_can_join_again() -> None:
     text, commands = advise_member(ended(RunState.PREEMPTED, 75, head="n0"))
-    assert "to add this one again, rerun the same command" in text
+    assert "to add this node, rerun the same command" in text
     assert commands == (RERUN,)
     assert advise_member(ended(RunState.FINISHED, 0, head="n0")) == ("nothing is left to do", ())
 

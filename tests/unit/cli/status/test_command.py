@@ -106,7 +106,7 @@ def training(job: JobDirectory, board: Board) -> JobDirectory:
 def shown(view: StatusView, width: int = 100, **options: Any) -> str:
     console = Console(width=width, **options)
     with console.capture() as captured:
-        console.print(page(view, width))
+        console.print(page(view, width, verbose=True))
     return captured.get()
 
 
@@ -277,7 +277,7 @@ def test_checkpoints_of_which_none_is_intact_are_a_warning(
             1,
             "rerun the same command, unless systemd or SLURM does: it resumes from",
         ),
-        (RunState.FAILED, 70, 2, "elastic-ckpt logs --last"),
+        (RunState.FAILED, 70, 2, "elastic-ckpt logs --processes --last"),
         (RunState.FAILED, 65, 2, "correct what the message says does not match"),
         (RunState.FINISHED, 0, 0, "nothing is left to do"),
     ],

@@ -20,8 +20,10 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from elastic_ckpt.cli.run.command import settings_of
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.supervisor.metrics import outputs
-from elastic_ckpt.supervisor.metrics.exporter import check_file, parse_address
-from elastic_ckpt.supervisor.metrics.outputs import MAX_READERS, MetricsFile, MetricsServer
+from elastic_ckpt.supervisor.metrics.exporter import check_file
+from elastic_ckpt.supervisor.metrics.outputs import MetricsFile, MetricsServer
+from elastic_ckpt.util import http_server
+from elastic_ckpt.util.http_server import MAX_READERS, parse_address
 from tests.waiting import until
 
 pytestmark = pytest.mark.one_torch
@@ -91,7 +93,7 @@ def fetch(server: MetricsServer, method: str = "GET") -> tuple[int, str]:
     ],
 )
 def test_parse_address(text: str, found: tuple[str, int]) -> None:
-    assert parse_address(text) == found
+    assert parse_address(text, "--metrics") == found
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_parse_address(text: str, found: tuple[str, int]) -> None:
 )
 def test_parse_address_rejects(text: str) -> None:
     with pytest.raises(UsageError, match="is not PORT, HOST:PORT or"):
-        parse_address(text)
+        parse_address(text, "--metrics")
 
 
 def test_the_server_answers_with_current_values(number: OneNumber, server: MetricsServer) -> None:
@@ -160,7 +162,7 @@ def test_ipv6(number: OneNumber) -> None:
 def test_silent_readers_do_not_block_others(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", ENDLESS)
+    monkeypatch.setattr(http_server, "PATIENCE_SECONDS", ENDLESS)
     silent = [socket.create_connection(address(server)) for _ in range(MAX_READERS - 1)]
     assert fetch(server)[0] == 200
     for one in silent:
@@ -171,7 +173,7 @@ def test_readers_above_the_limit_are_refused(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until one of the others has gone."""
-    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", ENDLESS)
+    monkeypatch.setattr(http_server, "PATIENCE_SECONDS", ENDLESS)
     silent = [socket.create_connection(address(server)) for _ in range(MAX_READERS)]
     with socket.create_connection(address(server), timeout=20) as one_too_many:
         assert one_too_many.recv(1) == b""
@@ -191,7 +193,7 @@ def test_readers_above_the_limit_are_refused(
 def test_a_silent_reader_is_disconnected(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(outputs, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(http_server, "PATIENCE_SECONDS", 0.05)
     with socket.create_connection(address(server), timeout=20) as silent:
         assert silent.recv(1) == b""
     with socket.create_connection(address(server), timeout=20) as halfway:

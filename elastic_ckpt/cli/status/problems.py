@@ -1,0 +1,245 @@
+"""What is wrong with a job now, each with the command that fixes it, or that shows more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from elastic_ckpt.checkpoint.catalog import CheckpointView, scan
+from elastic_ckpt.cli.status.nodes import LeftOutView
+from elastic_ckpt.cli.status.saves import AuditView, LastSaveView
+from elastic_ckpt.cli.status.workers import WorkerView, silent_seconds
+from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat
+from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import command_line
+from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.protocol.slot import Slot
+from elastic_ckpt.protocol.stepless import STEPLESS
+from elastic_ckpt.util.units import human_duration
+
+ALARM_SECONDS: Final = {"training": 30.0, "fetching": 120.0}
+"""A shorter silence of all ranks in this phase is not a problem: file systems pause for long."""
+
+KEPT_ON_A_FULL_DISK: Final = 2
+
+ALARM_SLOWNESS: Final = 2.0
+ALARM_SHARE: Final = 0.25
+"""A rank is a problem if its own work takes this multiple of the others', and costs this share of
+each step. What differs less is noise, or not worth a look."""
+
+_NO_SESSION: Final = "the script creates no Session, so there are no checkpoints"
+_MIRROR_TRIES: Final = 3  # fewer are a bucket's hiccup
+_FAILING: Final = re.compile(r": failing for ([0-9]+) tries: ")
+_FULL: Final = frozenset(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
+
+
+class ProblemView(msgspec.Struct, frozen=True):
+    """Something that is wrong, in one line, and the command for it; empty if none helps."""
+
+    text: str
+    command: str
+
+
+class Problem(NamedTuple):
+    """A problem, and what ``warnings`` says of it; empty if the job is not degraded by it."""
+
+    text: str
+    command: str = ""
+    warning: str = ""
+
+    @property
+    def view(self) -> ProblemView:
+        """As ``status --json`` prints it."""
+        return ProblemView(self.text, self.command)
+
+
+class Observed(NamedTuple):
+    """What problems are found in.
+
+    Attributes:
+        running: the supervisor has not ended, as far as this machine knows.
+        passed_over: what a restart would not load.
+        is_silent: no heartbeat has come from a supervisor on another host.
+        now: seconds since the epoch.
+    """
+
+    running: bool
+    record: NodeRecord | None
+    slots: Sequence[Slot]
+    workers: Sequence[WorkerView]
+    newest: CheckpointView | None
+    passed_over: Sequence[CheckpointView]
+    save: LastSaveView | None
+    audit: AuditView | None
+    left_out: Sequence[LeftOutView]
+    is_silent: bool
+    now: float
+
+
+def problems(job: JobDirectory, found: Observed) -> list[Problem]:
+    """Return what is wrong, the most urgent first."""
+    running = _of_run(job, found) if found.running else ()
+    return [*_of_script(found), *running, *_aside(job, found), *_of_replay(job, found)]
+
+
+def _of_script(found: Observed) -> Iterator[Problem]:
+    if _no_session(found.record, found.slots):
+        todo = "create one around the training loop, or give run --watch the checkpoints it writes"
+        yield Problem(f"{_NO_SESSION}: {todo}", "elastic-ckpt run --help", _NO_SESSION)
+    if found.record is not None and found.record.stepless_since:
+        text = _stepless(found.record, found.now if found.running else None)
+        yield Problem(text, warning=text)
+
+
+def _of_run(job: JobDirectory, found: Observed) -> Iterator[Problem]:
+    for one in found.left_out:
+        yield Problem(one.what, one.let_in, one.text)
+    save = found.save
+    if save is not None and save.error:
+        text = f"the last save failed: {save.error}"
+        yield Problem(text, save_command(job, save.error), text)
+    record = found.record
+    if found.is_silent and record is not None:
+        text = f"no heartbeat from the supervisor for {SILENT_SECONDS:.0f} s; it may be dead"
+        line = record.command.line() if record.command else ""
+        again = f": if {record.owner.host} is gone, rerun the same command" * bool(line)
+        yield Problem(f"{text}{again}", line, text)
+    yield from _of_ranks(job, found)
+    if record is not None and _fails(record.mirror):
+        where = record.bucket or job.root
+        yield Problem(f"mirror {record.mirror}", command_line("doctor", where))
+
+
+def _of_ranks(job: JobDirectory, found: Observed) -> Iterator[Problem]:
+    record, workers = found.record, found.workers
+    if record is None:
+        return
+    last, why = record.last_failure, command_line(*failure_command(record), job.root)
+    if record.state is RunState.BACKING_OFF and last is not None:
+        yield Problem(f"{who(last.rank)}{last.message}", why)
+    elif record.failures and not record.failures_left and last is not None:
+        text = "the failure budget is used up, so the next failure ends the job; the last one: "
+        yield Problem(f"{text}{who(last.rank)}{last.message}", why)
+    silent = silent_seconds(workers)
+    late = min(workers, key=lambda one: (one.step, -(one.last_beat_seconds or 0.0)), default=None)
+    if silent is not None and late is not None and silent > ALARM_SECONDS[late.phase]:
+        usual, since = human_duration(late.step_seconds), human_duration(silent)
+        behind = any(one.step > late.step for one in workers)
+        how = "is behind" if behind else "has been silent the longest"
+        text = f"no step for {since}, where one took {usual}: rank {late.rank} {how}, {late.phase}"
+        yield Problem(text, command_line("logs", "--last", "--rank", late.rank, job.root), text)
+    for one in workers:
+        if one.slow is not None and one.slow >= ALARM_SLOWNESS and _lost_share(one) > ALARM_SHARE:
+            text = f"rank {one.rank} is slow, and the others wait for it: its own work takes"
+            shown = command_line("status", "-v", job.root)
+            yield Problem(f"{text} {one.slow:.1f} x theirs", shown)
+
+
+def _aside(job: JobDirectory, found: Observed) -> Iterator[Problem]:
+    """Yield what damage a restart would meet. Once the job has saved past it, ``list`` has it;
+    another program's directory is no damage."""
+    newest, shown = found.newest, command_line("list", job.root)
+    state = found.record.state if found.record is not None else None
+    if found.passed_over and newest is None:
+        text = "there are checkpoints, and none is intact: a restart has nothing to load"
+        first = found.passed_over[0]
+        why = f"; {first.path.name}: {first.why}"
+        yield Problem(f"{text}{why}", shown, text if found.running else "")
+    if newest is None or state is RunState.FINISHED:
+        return
+    lost = [
+        one
+        for one in found.passed_over
+        if not one.foreign
+        and one.session == newest.session
+        and (one.epoch, one.step) > (newest.epoch, newest.step)
+    ]
+    if lost:
+        first = lost[0]
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        text = f"the checkpoint of step {first.step} is damaged ({first.why}){more}"
+        yield Problem(f"{text}: a restart resumes from step {newest.step}", shown)
+
+
+def _of_replay(job: JobDirectory, found: Observed) -> Iterator[Problem]:
+    audit = found.audit
+    if audit is not None and audit.different:
+        text = f"a replay of steps {audit.first + 1} to {audit.last} differs at {audit.different}"
+        yield Problem(f"{text}: the report has it", command_line("report", job.root))
+
+
+def save_command(job: JobDirectory, error: str) -> str:
+    """Return what helps after a save that failed with this error: on a full disk, to delete old
+    checkpoints if there are any; else to look at the storage."""
+    with contextlib.suppress(OSError):
+        if any(text in error for text in _FULL) and len(scan(job)) > KEPT_ON_A_FULL_DISK:
+            return command_line("prune", job.root, "--keep-last", KEPT_ON_A_FULL_DISK)
+    return command_line("doctor", job.root)
+
+
+def failure_command(record: NodeRecord) -> tuple[str, ...]:
+    """Return the command, without the directory, that shows why a job failed: what the failed rank
+    printed; where each rank was for a hang; what our own processes did if nothing was printed."""
+    last = record.last_failure
+    if last is not None and last.kind == FailureClass.HANG.value:
+        return ("report",)
+    if last is None or not last.tail:
+        return ("logs", "--processes", "--last")
+    return ("logs", "--last", *(("--rank", str(last.rank)) if last.rank >= 0 else ()))
+
+
+def who(rank: int) -> str:
+    """Return the beginning of a line on a failure; empty if no rank was the first."""
+    return f"rank {rank} failed: " if rank >= 0 else ""
+
+
+def exit_code(state: str, warnings: Sequence[str]) -> int:
+    """Return 0 for healthy or finished, 1 for degraded or waiting to be restarted, 2 for dead."""
+    if state in ("dead", "unknown", RunState.FAILED.value):
+        return 2
+    if state in (RunState.STARTING.value, RunState.RUNNING.value):
+        return 1 if warnings else 0
+    return 0 if state == RunState.FINISHED.value else 1
+
+
+def is_silent(beat: Heartbeat | None) -> bool:
+    """Return whether no heartbeat has come from another host for too long."""
+    return beat is None or beat.age_seconds > SILENT_SECONDS
+
+
+def _fails(mirror: str) -> bool:
+    tries = _FAILING.search(mirror)
+    return ": off" in mirror or (tries is not None and int(tries[1]) >= _MIRROR_TRIES)
+
+
+def _lost_share(worker: WorkerView) -> float:
+    """Return the share of a step for which the other ranks wait for a slow one."""
+    if not worker.step_seconds or not worker.busy_seconds or not worker.slow:
+        return 0.0
+    return worker.busy_seconds * (1.0 - 1.0 / worker.slow) / worker.step_seconds
+
+
+def _stepless(record: NodeRecord, now: float | None) -> str:
+    if now is None:
+        return f"no step was seen in the script's Session, {STEPLESS}"
+    seconds = human_duration(max(0.0, now - record.stepless_since))
+    return f"no step for {seconds} in the open Session, {STEPLESS}"
+
+
+def _no_session(record: NodeRecord | None, slots: Sequence[Slot]) -> bool:
+    """Return whether the script has run to its end, or for a minute, without a Session."""
+    if record is None or record.saves_itself:
+        return False
+    if record.sessionless or record.state is not RunState.STARTING or not slots:
+        return record.sessionless
+    now = time.monotonic_ns()
+    return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)

@@ -1,0 +1,1 @@
+"""``elastic-ckpt systemd``: the units, which this package contains, on this machine."""
