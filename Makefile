@@ -202,6 +202,7 @@ plugins: .venv/.ready .venv-latest/.ready
 # The pictures in the docs, from a job that is disturbed twelve times; some minutes, needs Chromium.
 screens: .venv-latest/.ready
 	.venv-latest/bin/python -m scripts.screens docs
+	.venv-latest/bin/python -m scripts.moving_picture docs/killed.svg
 
 # What is made from the code: the reference, and the schema of status --json.
 reference: .venv-latest/.ready

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import errno
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitCode(IntEnum):
@@ -198,3 +198,18 @@ class UnitsRefused(ElasticCkptError):
 
 class SlurmRefused(ElasticCkptError):
     """SLURM rejected the request; the message contains its error."""
+
+
+_NEXT_STEPS: Final = "next_steps"
+
+
+def note_next_steps(error: Exception, lines: tuple[str, ...]) -> None:
+    """Keep lines about what to do next with an exception, whatever its class; those that it has
+    already stay."""
+    error.__dict__.setdefault(_NEXT_STEPS, lines)
+
+
+def next_steps(error: Exception) -> tuple[str, ...]:
+    """Return the lines that are kept with an exception; none if it has none."""
+    lines: tuple[str, ...] = error.__dict__.get(_NEXT_STEPS, ())
+    return lines

@@ -23,6 +23,7 @@ from python_reference import python
 from elastic_ckpt import errors
 from elastic_ckpt.cli.app import SECTIONS, group
 from elastic_ckpt.cli.run.job_file import BATCH_KEYS, key_type, option_keys
+from elastic_ckpt.cli.run.options import GroupedOption, grouped
 from elastic_ckpt.errors import ElasticCkptError, ExitCode
 from elastic_ckpt.protocol.run_state import TERMINAL, TRANSITIONS, RunState
 
@@ -73,7 +74,8 @@ YOURS = {
     "XDG_CONFIG_HOME": "where `systemd install --user` puts the unit, and its job files lie, in "
     "`elastic-ckpt`; default `~/.config`",
     "PATH": "where `--python NAME` looks for a name without a slash",
-    "XDG_CACHE_HOME": "where `--dir URL` works, in `elastic-ckpt`; default `~/.cache`",
+    "XDG_CACHE_HOME": "where `--dir URL` works, and where the time of the last import of torch is "
+    "kept, in `elastic-ckpt`; default `~/.cache`",
     "AWS_ENDPOINT_URL_S3": "or `AWS_ENDPOINT_URL`: the server of `s3://` if it is not AWS",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT": "base URL of the metadata service for `aws`",
     "AZURE_METADATA_SERVICE_ENDPOINT": "the same for `azure`",
@@ -152,9 +154,14 @@ def command(found: click.Command, name: str, level: str) -> Iterator[str]:
     with click.Context(found, info_name=name) as context:
         yield f"```\n{context.get_usage().removeprefix('Usage: ')}\n```"
         yield from paragraphs(found.help or "")
-        rows = [option(one, context) for one in found.params if isinstance(one, click.Option)]
-        if rows:
-            yield table(("option", "default", "meaning"), rows)
+        options = [one for one in found.params if isinstance(one, click.Option)]
+        is_grouped = any(isinstance(one, GroupedOption) for one in options)
+        for title, group in grouped(options).items() if is_grouped else [("", options)]:
+            if title:
+                yield f"**{title}**"
+            if group:
+                rows = [option(one, context) for one in group]
+                yield table(("option", "default", "meaning"), rows)
         if isinstance(found, click.Group):
             for sub in found.list_commands(context):
                 below = found.get_command(context, sub)
@@ -229,8 +236,22 @@ def job_file() -> Iterator[str]:
         "starts in, as for the script. `--print-config` prints every value and its source."
     )
     yield (
-        '```toml\ndir = "checkpoints"\nscript = "train.py"\nargs = ["--epochs", "3"]\nnproc = 8\n'
-        'grace = 120\nsave-interval = "auto"\nkeep-last = 3\n```'
+        '```toml\ndir = "checkpoints"\nscript = "train.py"\nargs = ["--epochs", 3]\nnproc = 8\n'
+        'grace = "2m"\nsave-interval = "auto"\nkeep-last = 3\n\n[env]\n'
+        'NCCL_SOCKET_IFNAME = "eth1"\nOMP_NUM_THREADS = 4\n```'
+    )
+    yield (
+        "`[env]`, at the end of the file, has environment variables for the workers, and for "
+        "nothing else: a string, or a number, which becomes its text. `true` and `false` are "
+        "refused, because programs disagree about their text. A variable of this table goes "
+        "before one of the same name in the environment, and its value is in no file of the job. "
+        "Those that `run` sets for each worker are refused: `ELASTIC_CKPT_` and `TORCHELASTIC_` "
+        "names, `RANK`, `WORLD_SIZE` and their like, `MASTER_ADDR`, `MASTER_PORT`, and "
+        "`SLURM_PROCID`, `SLURM_LOCALID`, `SLURM_NPROCS`, `SLURM_NTASKS`."
+    )
+    yield (
+        "Durations are written `45`, `90s`, `10m`, `6h30m` or `2d`, sizes `300000`, `50MB`, "
+        "`1.5GB` (powers of 1000) or `64MiB` (of 1024), here and for every option."
     )
     with click.Context(group, info_name="elastic-ckpt") as context:
         run = group.get_command(context, "run")

@@ -10,7 +10,7 @@ import click
 from elastic_ckpt.checkpoint.adopt import adopt
 from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, verify_full
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.util.units import human_bytes

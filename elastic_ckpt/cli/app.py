@@ -10,7 +10,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from elastic_ckpt import __version__
-from elastic_ckpt.errors import ElasticCkptError, ExitCode
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, next_steps
 from elastic_ckpt.util.journald import Priority, marked
 from elastic_ckpt.util.outlet import EXIT_SECONDS, print_error
 from elastic_ckpt.util.text import printable
@@ -129,23 +129,24 @@ def _run() -> int:
             _print_error(f"missing command (see {path} --help)")
         return int(ExitCode.USAGE)
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context else ""
-        _print_error(f"{error.format_message()}{hint}")
+        context, lines = getattr(error, "ctx", None), next_steps(error)
+        hint = f" (see {context.command_path} --help)" if context and not lines else ""
+        _print_error(f"{error.format_message()}{hint}", lines)
         return int(ExitCode.USAGE)
     except ElasticCkptError as error:
-        _print_error(str(error))
+        _print_error(str(error), next_steps(error))
         return int(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
-        _print_error(f"{path}{error.strerror or error}")
+        _print_error(f"{path}{error.strerror or error}", next_steps(error))
         return int(ExitCode.UNAVAILABLE)
     return int(result) if isinstance(result, int) else 0
 
 
-def _print_error(message: str) -> None:
-    line = f"elastic-ckpt: error: {printable(message, 4000)}"
-    print_error(marked(line, Priority.ERROR), EXIT_SECONDS)
+def _print_error(message: str, lines: tuple[str, ...] = ()) -> None:
+    """Print an error, and the lines about what to do next."""
+    error = marked(f"elastic-ckpt: error: {printable(message, 4000)}", Priority.ERROR)
+    print_error("\n".join([error, *lines]), EXIT_SECONDS)

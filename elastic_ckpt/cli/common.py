@@ -19,7 +19,7 @@ from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import shown_json
-from elastic_ckpt.util.units import parse_duration
+from elastic_ckpt.util.units import parse_bytes, parse_duration
 
 
 class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
@@ -58,6 +58,26 @@ class Duration(click.FloatRange):
         if isinstance(value, str):
             try:
                 value = parse_duration(value)
+            except UsageError as error:
+                self.fail(str(error), param, ctx)
+        return float(super().convert(value, param, ctx))
+
+
+class Size(click.FloatRange):
+    """Bytes, as a number or a size like ``50MB``, ``1.5GB`` and ``64MiB``; at least one."""
+
+    name = "size"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the bytes."""
+        if isinstance(value, str):
+            try:
+                value = parse_bytes(value)
             except UsageError as error:
                 self.fail(str(error), param, ctx)
         return float(super().convert(value, param, ctx))

@@ -14,17 +14,14 @@ from elastic_ckpt.cli.common import (
     directory_argument,
     echo_json,
     open_job,
-    read_slots,
     timeout_option,
 )
-from elastic_ckpt.cli.save import running_records, saved_now
+from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
+from elastic_ckpt.cli.save import predicted_seconds, running_records, saved_now
 from elastic_ckpt.errors import NotAnswered, UsageError
-from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.journal.bucket_events import Mirrored
 from elastic_ckpt.journal.journal import read_journal
-from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 
@@ -71,7 +68,9 @@ def command(directory: Path, grace: float | None, timeout: float, as_json: bool)
 
     Exits with 0 if it fits, 1 if it does not, 70 if no checkpoint was saved in time.
     """
-    found = _rehearse(directory, grace, timeout)
+    job = open_job(directory)
+    with live_line("drill: waiting for the checkpoint") as line:
+        found = _rehearse(job, directory, grace, timeout, line)
     if as_json:
         echo_json(found)
         return 0 if found.fits else 1
@@ -96,19 +95,20 @@ def command(directory: Path, grace: float | None, timeout: float, as_json: bool)
     return 0 if found.fits else 1
 
 
-def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Drill:
-    job = open_job(directory)
+def _rehearse(
+    job: JobDirectory, directory: Path, given_grace: float | None, timeout: float, line: LiveLine
+) -> Drill:
     record = next(iter(running_records(job)), None)
     if record is None:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     grace = record.grace if given_grace is None else given_grace
-    predicted = _predicted(job, record)
+    predicted = predicted_seconds(job, record)
     before, limit = newest_of_job(job), time.monotonic() + timeout
     while True:
         began = time.monotonic()
-        saved = saved_now(job, directory, timeout)
+        saved = saved_now(job, directory, timeout, line)
         if record.bucket and (before is None or saved.path != before.path):
-            _wait_for_upload(job, record.bucket, saved, limit)
+            _wait_for_upload(job, record.bucket, saved, limit, line)
         seconds = time.monotonic() - began
         if before is None or saved.path != before.path:
             break
@@ -129,7 +129,9 @@ def _rehearse(directory: Path, given_grace: float | None, timeout: float) -> Dri
     )
 
 
-def _wait_for_upload(job: JobDirectory, url: str, saved: CheckpointView, limit: float) -> None:
+def _wait_for_upload(
+    job: JobDirectory, url: str, saved: CheckpointView, limit: float, line: LiveLine
+) -> None:
     """Return once the bucket has a checkpoint, or a newer one; NotAnswered if that takes too long.
 
     The copy leaves training its pace, and keeps to --bucket-rate, which it does not on a notice.
@@ -138,22 +140,9 @@ def _wait_for_upload(job: JobDirectory, url: str, saved: CheckpointView, limit: 
         steps = [one.event.step for one in read_journal(job) if isinstance(one.event, Mirrored)]
         if max((step for step in steps if step is not None), default=-1) >= saved.step:
             return
+        line.wait(None)
         time.sleep(0.2)
     raise NotAnswered(
         f"step {saved.step} is on the disk, and did not get to {url} in time: see elastic-ckpt "
         "status, or wait longer with --timeout"
     )
-
-
-def _predicted(job: JobDirectory, record: NodeRecord) -> float | None:
-    """Return the prediction for a notice now; None before the first measured save."""
-    from elastic_ckpt.supervisor.saves.forecast import seconds_to_boundary
-
-    predictor = read_predictor(job)
-    if not predictor.last_bytes:
-        return None
-    now = time.monotonic()
-    rest = max((seconds_to_boundary(slot, now) for slot in read_slots(record)), default=0.0)
-    uploads = bool(record.bucket)
-    outlook = Outlook(record.grace, rest, predictor.last_bytes, uploads=uploads)
-    return save_seconds(predictor, outlook)

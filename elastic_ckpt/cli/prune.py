@@ -12,7 +12,7 @@ from elastic_ckpt.checkpoint.memory.leftover import remove_leftover
 from elastic_ckpt.checkpoint.own.seal import seals
 from elastic_ckpt.checkpoint.prune import Pruned, prune
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.cli.run.build_settings import make_retention
 from elastic_ckpt.cli.run.options import retention_options
 from elastic_ckpt.errors import ExitCode, UsageError

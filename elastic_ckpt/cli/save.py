@@ -9,10 +9,13 @@ import click
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_of_job
 from elastic_ckpt.cli.common import directory_argument, open_job, read_slots, timeout_option
+from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.jobdir.save_requests import ask_for_save
+from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.protocol.run_state import TERMINAL
 
 
@@ -30,13 +33,16 @@ def command(directory: Path, timeout: float) -> int:
 
     Exits with 0 if it is saved, 70 if it was not saved in time, 64 if no job is running in DIR.
     """
-    saved = saved_now(open_job(directory), directory, timeout)
+    job = open_job(directory)
+    with live_line("waiting for the checkpoint") as line:
+        saved = saved_now(job, directory, timeout, line)
     click.echo(saved.url or str(saved.path))
     return 0
 
 
-def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointView:
-    """Request a checkpoint, and wait for at most ``timeout`` seconds until it is on the disk.
+def saved_now(job: JobDirectory, directory: Path, timeout: float, line: LiveLine) -> CheckpointView:
+    """Request a checkpoint, and wait for at most ``timeout`` seconds until it is on the disk; the
+    line shows the wait.
 
     Raises:
         UsageError: no job is running.
@@ -51,7 +57,7 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
     before = newest_of_job(job)
     request = ask_for_save(job)
     asked = _made_at(request)
-    limit = time.monotonic() + timeout
+    limit, expected = time.monotonic() + timeout, predicted_seconds(job, running[0])
     try:
         while time.monotonic() < limit:
             # Read first, so that the checkpoint it may have left is seen below.
@@ -70,10 +76,25 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float) -> CheckpointV
                 raise NotAnswered(
                     "the job has ended without a new checkpoint: see elastic-ckpt status"
                 )
+            line.wait(expected, timeout)
             time.sleep(0.1)
     finally:
         request.unlink(missing_ok=True)
     raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
+
+
+def predicted_seconds(job: JobDirectory, record: NodeRecord) -> float | None:
+    """Return the prediction for a notice now; None before the first measured save."""
+    from elastic_ckpt.supervisor.saves.forecast import seconds_to_boundary
+
+    predictor = read_predictor(job)
+    if not predictor.last_bytes:
+        return None
+    now = time.monotonic()
+    rest = max((seconds_to_boundary(slot, now) for slot in read_slots(record)), default=0.0)
+    uploads = bool(record.bucket)
+    outlook = Outlook(record.grace, rest, predictor.last_bytes, uploads=uploads)
+    return save_seconds(predictor, outlook)
 
 
 def _made_at(request: Path) -> int:

@@ -17,7 +17,7 @@ from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.checkpoint.verify import MANIFEST_NAME, mark_verified, unmark
 from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
 from elastic_ckpt.cli.listing import as_row
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.errors import CheckpointError, ExitCode, UsageError
 from elastic_ckpt.jobdir.node_record import node_name
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key

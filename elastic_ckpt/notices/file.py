@@ -1,7 +1,8 @@
 """A file or FIFO through which another program announces that the node goes away.
 
-Its first line is ``[SECONDS] [REASON]``; ``warning [REASON]`` requests only an early save, and an
-empty file is a notice with ``--grace``. The seconds count from the time the file was written.
+Its first line is ``[DURATION] [REASON]``, with a duration like ``90``, ``90s`` or ``2m``;
+``warning [REASON]`` requests only an early save, and an empty file is a notice with ``--grace``.
+The duration counts from the time the file was written.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from elastic_ckpt.errors import UsageError
 from elastic_ckpt.notices import SourceEvent
 from elastic_ckpt.notices.polling import PollingSource
 from elastic_ckpt.policy.deadline import EarlyWarning, Notice
 from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import parse_duration
 
 _MAX_BYTES: Final = 4096
 _MAX_SECONDS: Final = 7 * 86400.0
@@ -81,10 +84,10 @@ class FileSource(PollingSource):
         if first == "warning":
             return EarlyWarning(self.name, printable(rest.strip() or str(self._path), 200))
         try:
-            seconds = float(first)
+            seconds = parse_duration(first)
             if not 0 <= seconds <= _MAX_SECONDS:
                 raise ValueError(f"{first} is not a valid number of seconds")
-        except ValueError:
+        except (UsageError, ValueError):
             seconds, rest = self._grace, line.strip()
         return Notice(self.name, printable(rest.strip() or str(self._path), 200), since + seconds)
 

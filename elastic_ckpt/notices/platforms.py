@@ -37,8 +37,13 @@ def choose(names: Iterable[str]) -> tuple[str, ...]:
     """Return the selected platforms, each once; ``auto`` stands for those of this machine.
 
     Raises:
-        UsageError: a name is unknown, or ``slurm`` is selected outside a SLURM job.
+        UsageError: a name is unknown, ``none`` is not alone, or ``slurm`` is selected outside a
+            SLURM job.
     """
+    names = tuple(names)
+    if NONE in names and set(names) != {NONE}:
+        others = ", ".join(name for name in names if name != NONE)
+        raise UsageError(f"--notice-source none excludes {others}: leave one of them out")
     chosen: dict[str, None] = {}
     for name in names:
         chosen.update(dict.fromkeys(detect() if name == AUTO else [name]))

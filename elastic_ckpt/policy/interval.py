@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.util.units import human_duration, parse_duration
 
 DEFAULT_MTBF_SECONDS: Final = 6 * 3600.0
 """The default: a node that is preempted a few times a day."""
@@ -145,18 +145,22 @@ class SaveInterval:
 
 
 def parse_interval(text: str) -> SaveInterval:
-    """Parse ``100`` (steps), ``90s`` (seconds) or ``auto``.
+    """Parse ``100`` (steps), a duration with its unit (``90s``, ``10m``) or ``auto``.
 
     Raises:
         UsageError: the text has none of these forms.
     """
-    if text.strip() == "auto":
+    given = text.strip()
+    if given == "auto":
         return SaveInterval(auto=True)
-    match = re.fullmatch(r"(\d{1,12})|(\d{1,12}(?:\.\d{1,9})?)s", text.strip(), re.ASCII)
-    if match is None:
+    if re.fullmatch(r"\d{1,12}", given, re.ASCII):
+        return SaveInterval(steps=int(given))
+    try:
+        if not given[-1:].isalpha():
+            raise UsageError("without a unit")
+        return SaveInterval(seconds=parse_duration(given))
+    except UsageError:
         raise UsageError(
-            f"invalid --save-interval {text!r}: give steps (100), seconds (90s) or auto"
-        )
-    if match[1] is not None:
-        return SaveInterval(steps=int(match[1]))
-    return SaveInterval(seconds=float(match[2]))
+            f"invalid --save-interval {text!r}: give steps (100), a time with its unit (90s, 10m) "
+            "or auto"
+        ) from None

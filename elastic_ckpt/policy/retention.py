@@ -75,7 +75,7 @@ def parse_best(text: str) -> tuple[int, str, bool]:
     """
     found = _BEST.fullmatch(text)
     if found is None:
-        raise UsageError(f"{text!r} does not have the form N:METRIC or N:METRIC:max")
+        raise UsageError(f"--keep-best {text!r} does not have the form N:METRIC or N:METRIC:max")
     return int(found[1]), found[2], found[3] == "max"
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -90,10 +90,16 @@ def summary(message: msgspec.Struct) -> str:
 class AgentProcess:
     """The real ``AgentPort``: an agent process."""
 
-    def __init__(self, spec: WorkerSpec, python: str = "") -> None:
-        """``python``: the interpreter of the agent and the workers, if not this one."""
+    def __init__(self, spec: WorkerSpec, python: str, variables: Mapping[str, str]) -> None:
+        """Start it.
+
+        Args:
+            python: the interpreter of the agent and the workers; empty for this one.
+            variables: the workers', in place of the environment's; the agent has them too, because
+                some count only from the start of an interpreter or of torch.
+        """
         read, write = os.pipe()
-        environment = environment_of(python, os.environ)
+        environment = environment_of(python, os.environ) | dict(variables)
         environment["ELASTIC_CKPT_EVENTS"] = str(write)
         environment["ELASTIC_CKPT_DIR"] = spec.directory
         self._scratch = _make_scratch()

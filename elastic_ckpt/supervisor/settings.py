@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,7 @@ class RunSettings:
         web: host and port to serve the live page on; port 0 picks a free one, None for none.
         digests: steps between two digests of each rank's state in the journal; 0 for none.
         own: the checkpoints that the script writes itself.
+        env: variables of the workers, in place of those of the same names in the environment.
         metrics_file: file to write the metrics to, for node_exporter.
     """
 
@@ -100,6 +102,7 @@ class RunSettings:
     metrics: tuple[str, int] | None = None
     metrics_file: Path | None = None
     web: tuple[str, int] | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     digests: int = 0
     own: OwnSaves = field(default_factory=OwnSaves)
 

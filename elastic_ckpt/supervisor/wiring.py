@@ -306,7 +306,7 @@ def make_supervisor(
             version=__version__,
         )
         if not kept:
-            return AgentProcess(spec, now.python)
+            return AgentProcess(spec, now.python, now.env)
         agent = kept.pop()
         agent.move(spec)
         return agent

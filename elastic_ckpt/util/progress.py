@@ -59,10 +59,11 @@ class Progress:
             self._show(self.line(now))
 
     def line(self, now: float) -> str:
-        """Return ``verifying x: 3.2 GB of 10.0 GB, 1.1 GB/s, 6 s left``."""
+        """Return ``verifying x: 32 %, 3.2 GB of 10.0 GB, 1.1 GB/s, 6 s left``."""
         rate = self._done / max(now - self._started, 1e-9)
         left = max(0, self._total - self._done) / rate if rate else 0.0
+        percent = f"{min(99, 100 * self._done // self._total)} %, " if self._total else ""
         return (
-            f"{self._what}: {human_bytes(self._done)} of {human_bytes(self._total)}, "
+            f"{self._what}: {percent}{human_bytes(self._done)} of {human_bytes(self._total)}, "
             f"{human_bytes(rate)}/s, {left:.0f} s left"
         )

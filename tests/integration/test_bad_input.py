@@ -117,7 +117,7 @@ def test_second_supervisor_exits_73_and_names_the_holder(tmp_path):
                 capture_output=True, text=True, timeout=60, env=environment(), check=False,
             )  # fmt: skip
             assert second.returncode == 73
-            assert second.stderr.count("\n") == 1
+            assert second.stderr.endswith(f"\n  elastic-ckpt status {job.directory}\n")
             assert f"pid {job.process.pid} on {os.uname().nodename}" in second.stderr
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import errno
 import secrets
+from collections.abc import Callable
+from typing import Final
 
 from elastic_ckpt.checkpoint.bucket.failures import BucketFailure, advice
 from elastic_ckpt.checkpoint.bucket.store import Bucket
 from elastic_ckpt.errors import BucketFailed, BucketRefused
 
+REQUESTS: Final = 5
+"""How many requests a probe makes."""
 
-def probe(store: Bucket) -> str:
+
+def probe(store: Bucket, say: Callable[[str], None] = lambda _: None) -> str:
     """Create an object twice, read it, list it and delete it.
+
+    Args:
+        say: receives what each of the requests does, before it is made.
 
     Returns:
         Why nothing can be deleted: then copies are made, and none goes; empty if it can.
@@ -21,6 +29,7 @@ def probe(store: Bucket) -> str:
         BucketFailed: it does not answer now.
     """
     key = f"probe/{secrets.token_hex(8)}"
+    say("creating an object")
     try:
         store.put_new(key, b"first")
     except BucketFailed as error:
@@ -29,8 +38,9 @@ def probe(store: Bucket) -> str:
         raise
     why = ""
     try:
-        _try_again(store, key)
+        _try_again(store, key, say)
     finally:
+        say("deleting it")
         try:
             store.delete([key])
         except (BucketFailed, BucketRefused) as error:
@@ -38,7 +48,8 @@ def probe(store: Bucket) -> str:
     return why
 
 
-def _try_again(store: Bucket, key: str) -> None:
+def _try_again(store: Bucket, key: str, say: Callable[[str], None]) -> None:
+    say("creating it again")
     try:
         store.put_new(key, b"second")
     except FileExistsError:
@@ -46,7 +57,9 @@ def _try_again(store: Bucket, key: str) -> None:
     else:
         why = BucketFailure.NO_CONDITIONS
         raise BucketRefused(f"cannot use {store.url}: {why.value}; {advice(why)}")
+    say("reading it")
     if store.get(key, 64) != b"first":
         raise BucketFailed(f"cannot use {store.url}: it does not return what was written")
+    say("listing it")
     if not any(one.key == key for page in store.listing("probe/") for one in page):
         raise BucketFailed(f"cannot use {store.url}: it does not list what was written")

@@ -12,7 +12,7 @@ from elastic_ckpt.cli.bucket.places import (
     DirectoryPlace,
     place_at,
 )
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.errors import NoUsableCheckpoint, UsageError
 from elastic_ckpt.util.units import human_bytes
 

@@ -16,7 +16,7 @@ from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.cli.bucket.places import shown
 from elastic_ckpt.cli.bucket.rows import BucketRow, rows_of
 from elastic_ckpt.cli.common import echo_json
-from elastic_ckpt.cli.progress_bar import progress_bar
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.errors import CheckpointError, ExitCode
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.progress import Advance

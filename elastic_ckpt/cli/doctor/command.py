@@ -120,7 +120,7 @@ def _groups(
     path: CheckedPath | Finding | None = None
     if isinstance(directory, BucketUrl):
         status.say("checking the bucket ...")
-        yield "checkpoints", check_bucket_url(directory)
+        yield "checkpoints", check_bucket_url(directory, status.say)
     else:
         status.say("checking the directory ...")
         path = inspect_directory(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from elastic_ckpt.cli.doctor.storage_trial import (
     TrialEvent,
     TrialResult,
     TrialStarted,
+    WriteProgress,
     WriteSpeed,
     try_storage,
 )
@@ -67,14 +69,14 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
         say: receives the progress.
     """
     wrote: WriteSpeed | None = None
-    trial_directory, doing = "", "writing"
+    trial_directory, doing, began = "", "writing", time.monotonic()
     try:
         with answers(lambda: run_trial(path), TrialEvent, TRIAL_SECONDS) as events:
             for event in events:
                 if isinstance(event, TrialDirectory):
                     trial_directory = event.path
                 elif isinstance(event, TrialStarted):
-                    doing = event.what
+                    doing, began = event.what, time.monotonic()
                 elif isinstance(event, TrialResult):
                     yield judge(event)
                 elif isinstance(event, ClockSkew):
@@ -82,8 +84,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
                 elif isinstance(event, WriteSpeed):
                     wrote = event
                 else:
-                    done, most = human_bytes(event.bytes), human_bytes(event.max_bytes)
-                    say(f"writing {done} of {most} ...")
+                    say(_written(event, time.monotonic() - began))
         trial_directory = ""  # the test removed it
     except WorkFailed as error:
         text = f"{path.tested} is not writable: {error}"
@@ -96,6 +97,14 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
             _remove(Path(trial_directory))
     yield from _speed(path, wrote)
     yield from _fit(path, grace, wrote)
+
+
+def _written(event: WriteProgress, seconds: float) -> str:
+    """Return how far the writing is, which ends after its time or its bytes."""
+    done, most = human_bytes(event.bytes), human_bytes(event.max_bytes)
+    share = max(event.bytes / event.max_bytes, min(1.0, seconds / MAX_SECONDS), 0.01)
+    left = min(seconds / share - seconds, MAX_SECONDS)
+    return f"writing: {min(99, int(100 * share))} %, {done} of {most}, {left:.0f} s left"
 
 
 def run_trial(path: CheckedPath) -> Generator[TrialEvent, None, None]:

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
@@ -24,6 +24,8 @@ from elastic_ckpt.checkpoint.manifest import Manifest
 from elastic_ckpt.checkpoint.ownership.fence import count_from
 from elastic_ckpt.checkpoint.verify import verify_quick
 from elastic_ckpt.cli.common import Duration, echo_json, open_job
+from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
+from elastic_ckpt.cli.progress.progress_bar import progress_bar
 from elastic_ckpt.cli.replay.comparison import (
     Chain,
     Difference,
@@ -182,17 +184,21 @@ def _replay(
     command = _command(job)
     copy = JobDirectory(place / "job")
     copy.prepare()
-    pull(in_directory(checkpoint), manifest, DiskTier(copy))  # verifies every byte
+    with progress_bar() as watch:
+        advance = watch(f"copying {checkpoint.name}", manifest.total_bytes)
+        pull(in_directory(checkpoint), manifest, DiskTier(copy), advance)  # verifies every byte
     count_from(copy, manifest.run)
-    argv = _arguments(command, copy, manifest.world_size, spacing(recorded))
+    given = _given(command)
+    argv = _arguments(given, copy, manifest.world_size, spacing(recorded))
     began = time.monotonic()
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
             argv, cwd=command.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=os.environ | {REPLAY: "1"},
+            env=os.environ | given["env"] | {REPLAY: "1"},
         )  # fmt: skip
     try:
-        now = _until_compared(process, copy, manifest, recorded, place, timeout)
+        with live_line("replay: training again") as line:
+            now = _until_compared(process, copy, manifest, recorded, place, timeout, line)
     finally:
         _stop(process)
     names = {rank: _names(copy, rank) for rank in range(manifest.world_size)}
@@ -216,12 +222,16 @@ def _command(job: JobDirectory) -> RunCommand:
     return found
 
 
-def _arguments(command: RunCommand, copy: JobDirectory, ranks: int, every: int) -> list[str]:
-    """Return the command of the replay: of the job's own options those that training depends on."""
+def _given(command: RunCommand) -> dict[str, Any]:
+    """Return the options of the job's command."""
     from elastic_ckpt.cli.run.command import parse
 
     with _working_in(command.directory):  # paths are seen from there
-        given = parse(command.argv[command.argv.index("run") + 1 :])
+        return parse(command.argv[command.argv.index("run") + 1 :])
+
+
+def _arguments(given: Mapping[str, Any], copy: JobDirectory, ranks: int, every: int) -> list[str]:
+    """Return the command of the replay: of the job's own options those that training depends on."""
     options: dict[str, object] = {
         "--dir": copy.root, "--nproc": ranks, "--digests": every, "--memory-dir": "off",
         "--max-failures": 0, "--save-interval": "86400s", "--global-batch": given["global_batch"],
@@ -252,6 +262,7 @@ def _until_compared(
     recorded: Chain,
     place: Path,
     timeout: float,
+    line: LiveLine,
 ) -> Chain:
     """Return the replay's digests, once there are all of them, or one is different."""
     now: Chain = {}
@@ -262,6 +273,7 @@ def _until_compared(
         if len(found) > len(now):
             limit = time.monotonic() + timeout
         now = found
+        line.show(len(recorded.keys() & now.keys()), len(recorded))
         if recorded.keys() <= now.keys() or first_difference(recorded, now, {}) is not None:
             return now
         if ended:

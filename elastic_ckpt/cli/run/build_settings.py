@@ -6,9 +6,10 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.run.entry import find_file
@@ -16,12 +17,12 @@ from elastic_ckpt.cli.run.interpreter import find_python
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.jobdir import node_record as records
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.notices.platforms import choose
+from elastic_ckpt.notices.platforms import NONE, choose
 from elastic_ckpt.policy.interval import DEFAULT_MTBF_SECONDS, SaveInterval, parse_interval
 from elastic_ckpt.policy.own_saves import own_saves
 from elastic_ckpt.policy.retention import Retention, parse_best
+from elastic_ckpt.protocol.rendezvous import parse_nodes
 from elastic_ckpt.util.http_server import parse_address
-from elastic_ckpt.util.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from elastic_ckpt.supervisor.settings import MirrorSettings, OnWarning, RunSettings
@@ -47,7 +48,7 @@ def build_settings(
     on_warning: OnWarning,
     acknowledge: bool,
     save_interval: str | None,
-    mtbf: str | None,
+    mtbf: float | None,
     max_failures: int,
     hang_seconds: float,
     python: str | None,
@@ -66,8 +67,8 @@ def build_settings(
     digests: int,
     domain: str | None,
     mirror: str | None,
-    mirror_every: str | None,
-    bucket_rate: str | None,
+    mirror_every: float | None,
+    bucket_rate: float | None,
     metrics: str | None,
     metrics_file: Path | None,
     web: str | None,
@@ -76,6 +77,7 @@ def build_settings(
     script: str | None,
     module: str | None,
     args: tuple[str, ...],
+    env: Mapping[str, str],
 ) -> RunSettings:
     """Check the options of ``run``, which give the arguments their names.
 
@@ -87,6 +89,7 @@ def build_settings(
 
     workers_python = find_python(python) if python else ""
     file = find_file(script, module, workers_python)
+    _refuse_contradictions(memory_dir, replicas, notice_file)
     platforms = choose(notice_source)
     grace = signal_grace_seconds(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
@@ -108,6 +111,7 @@ def build_settings(
         script=file.resolve(),
         module=module or "",
         args=args,
+        env=env,
         name=name or (url.prefix.rpartition("/")[2] if url else root.name),
         node=records.node_name(node_name),
         nproc=_workers(nproc),
@@ -149,8 +153,38 @@ def build_settings(
     )
 
 
+def check_anywhere(**options: Any) -> None:
+    """Check options that run on another machine, such as SLURM's: as :func:`build_settings`, but
+    for what that machine alone knows.
+
+    Raises:
+        UsageError: an option is invalid.
+    """
+    endpoint, names = options["rdzv_endpoint"], options["notice_source"]
+    several = options["nnodes"] is not None and parse_nodes(options["nnodes"])[1] > 1
+    elsewhere = {
+        "rdzv_endpoint": endpoint or ("the-head" if several else None),
+        "notice_source": tuple(name for name in names if name != "slurm") or (NONE,),
+    }
+    build_settings(**options | elsewhere)
+
+
+def _refuse_contradictions(memory_dir: str, replicas: int, notice_file: Path | None) -> None:
+    if memory_dir == "off" and replicas > 1:
+        raise UsageError(
+            f"--replicas {replicas} keeps copies of what is in memory, and --memory-dir off leaves "
+            "nothing there: leave one of them out"
+        )
+    if notice_file is not None and notice_file.exists() and not _is_readable(notice_file):
+        raise UsageError(f"--notice-file {notice_file} is neither a file nor a FIFO")
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() or path.is_fifo()
+
+
 def _mirror(
-    place: BucketUrl | None, url: str | None, every: str | None, rate: str | None
+    place: BucketUrl | None, url: str | None, every: float | None, rate: float | None
 ) -> MirrorSettings | None:
     from elastic_ckpt.supervisor.settings import MirrorSettings
 
@@ -163,8 +197,8 @@ def _mirror(
         return None
     return MirrorSettings(
         url=str(BucketUrl.parse(url)),
-        every=parse_duration(every) if every else 0.0,
-        rate=parse_bytes(rate) if rate else 0.0,
+        every=every or 0.0,
+        rate=rate or 0.0,
         is_place=place is not None,
     )
 
@@ -232,8 +266,6 @@ def _nodes(
     nnodes: str | None, endpoint: str | None, platforms: Sequence[str]
 ) -> tuple[tuple[int, int], str]:
     """Return the minimum and maximum number of nodes, and where they meet; empty for one node."""
-    from elastic_ckpt.protocol.rendezvous import parse_nodes
-
     in_slurm = "slurm" in platforms
     if nnodes is None:
         nnodes = os.environ.get("SLURM_STEP_NUM_NODES", "1") if in_slurm else "1"
@@ -255,18 +287,20 @@ def _nodes(
     return (least, most), endpoint or ""
 
 
-def _mtbf(given: str | None, interval: SaveInterval) -> float:
-    if given is None:
-        return DEFAULT_MTBF_SECONDS
-    if not interval.auto:
+def _mtbf(given: float | None, interval: SaveInterval) -> float:
+    if given is not None and not interval.auto:
         raise UsageError("--mtbf requires --save-interval auto")
-    try:
-        seconds = parse_duration(given)
-    except UsageError as error:
-        raise UsageError(f"--mtbf {error}") from None
-    if seconds <= 0:
-        raise UsageError(f"invalid --mtbf {given!r}: give a positive duration")
-    return seconds
+    return DEFAULT_MTBF_SECONDS if given is None else given
+
+
+def missing_modules(settings: RunSettings) -> str:
+    """Return which modules the template will not find, in one line; empty if it finds all."""
+    if settings.python or "PYTHONPATH" in settings.env:  # the workers' path is another one
+        return ""
+    tops = {name: name.partition(".")[0] for name in settings.preload}
+    missing = [name for name, top in tops.items() if not top.isidentifier() or not find_spec(top)]
+    names = ", ".join(missing)
+    return f"--preload {names}: not found, workers start without it" if missing else ""
 
 
 def modules_to_preload(given: str | None, script: Path, args: Iterable[str]) -> tuple[str, ...]:

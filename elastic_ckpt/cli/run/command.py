@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +12,24 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from elastic_ckpt.cli.run.build_settings import build_settings
+from elastic_ckpt.cli.run.build_settings import (
+    build_settings,
+    check_anywhere,
+    missing_modules,
+)
+from elastic_ckpt.cli.run.ending import advised, after_run
 from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
+from elastic_ckpt.cli.run.import_wait import ImportStage, ImportWait
 from elastic_ckpt.cli.run.interpreter import check_python
-from elastic_ckpt.cli.run.job_file import format_options, print_config_option
+from elastic_ckpt.cli.run.job_file import format_options
 from elastic_ckpt.cli.run.node_run import NodeRun
-from elastic_ckpt.cli.run.options import run_options
+from elastic_ckpt.cli.run.options import grouped, run_options
 from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
-from elastic_ckpt.errors import ElasticCkptError, LockHeld, UsageError
+from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES
+from elastic_ckpt.errors import LockHeld, UsageError
 from elastic_ckpt.jobdir.answering import wait_for_answer
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.run_command import RunCommand, command_line
+from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.notices.signals import hold_signals, is_held
 from elastic_ckpt.util.journald import marked, priority_of, warning
 from elastic_ckpt.util.outlet import unblocked_streams
@@ -33,12 +37,11 @@ from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
 
 if TYPE_CHECKING:
-    from elastic_ckpt.cli.status.advice import Advice
-    from elastic_ckpt.jobdir.node_record import NodeRecord
     from elastic_ckpt.supervisor.settings import RunSettings
+    from elastic_ckpt.supervisor.supervisor import Supervisor
 
 _ARGUMENTS = "elastic_ckpt.arguments"
-_NEXT_SECONDS = 2.0  # for what to do next
+_SYNTAX = 30  # the width of an option's syntax in the help, click's maximum
 
 
 class _RunCommand(click.Command):
@@ -58,12 +61,33 @@ class _RunCommand(click.Command):
         if not ctx.resilient_parsing:  # shell completion must not fail on an incomplete line
             choose_entry(ctx)
             apply_hostfile(ctx)
+        ctx.params[ENV] = ctx.meta.get(VARIABLES, {})
         return rest
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *more: Any, **extra: Any
+    ) -> click.Context:
+        """Parse as click does; errors say what to do next."""
+        with advised(None, str):
+            return super().make_context(info_name, args, *more, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run as click does; errors say what to do next."""
+        given = ctx.params["directory"]
+        place = given.absolute() if isinstance(given, Path) else given
+        with advised(place, RunCommand.current(_arguments(ctx)).line):
+            return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options in groups, with the same columns in all of them."""
+        for title, options in grouped(self.get_params(ctx)).items():
+            records = [record for one in options if (record := one.get_help_record(ctx))]
+            with formatter.section(title):
+                formatter.write_dl([(syntax.ljust(_SYNTAX), text) for syntax, text in records])
 
 
 @click.command("run", cls=_RunCommand)
 @run_options
-@print_config_option
 @click.argument("script", type=ScriptPath(), required=False, metavar="SCRIPT")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -92,6 +116,7 @@ def command(
     """
     if print_config:
         click.echo(format_options(context))
+        check_anywhere(**options)
         return 0
     _open_standard_streams()
     hold_signals()
@@ -101,30 +126,41 @@ def command(
         settings = build_settings(**options)
         check_python(settings.python, settings.module)
         _remember_slurm_job(settings)
-        problems = [check_storage(settings.directory)]
+        problems = [check_storage(settings.directory), missing_modules(settings)]
         if settings.mirror is not None and not settings.mirror.is_place:
             problems.append(check_bucket(settings.directory, settings.mirror.url))
         hosts = _hosts(context, settings) if hostfile is not None else ()
         settings = replace(settings, started_others=bool(hosts))
-        node = NodeRun(settings, _print_line, lambda: settings_of(context.meta[_ARGUMENTS]))
+        wait = ImportWait(settings.preload)
+
+        def say(line: str) -> None:
+            wait.clear()
+            _print_line(line)
+
+        node = NodeRun(settings, say, lambda: settings_of(context.meta[_ARGUMENTS]))
         words = _arguments(context)
         try:
             supervisor = node.begin()
         except LockHeld as error:
-            look = command_line("status", settings.directory)
-            raise LockHeld(f"{error}; see what it does: {look}{_several(settings)}") from None
+            raise LockHeld(f"{error}{_several(settings)}") from None
         supervisor.record.node.command = RunCommand.current(words, settings.script)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
             supervisor.record.say(warning(problem))
         if hosts and supervisor.record.node.leads:  # not before this run owns the job
             _start_others(hosts, context, settings)
-        code = int(supervisor.run())
+        if not settings.endpoint:  # on several nodes the import is part of the wait for them
+            wait.begin(lambda: _import_stage(supervisor))
+        try:
+            code = int(supervisor.run())
+        finally:
+            wait.end()
         while supervisor.goes_on is not None:
             supervisor = node.go_on(supervisor)
             supervisor.record.node.command = RunCommand.current(words, settings.script)
             code = int(supervisor.run())
-        _say_next(settings.directory, supervisor.record.node)
+        for line in after_run(settings.directory, supervisor.record.node):
+            click.echo(printable(line, 200_000), err=True)
         return code
 
 
@@ -164,50 +200,16 @@ def _arguments(context: click.Context) -> list[str]:
     return arguments
 
 
+def _import_stage(supervisor: Supervisor) -> ImportStage:
+    if supervisor.agent is None:
+        return ImportStage.YET_TO_BEGIN
+    is_over = any(slot.pid for slot in supervisor.ports.board.read_slots())
+    return ImportStage.OVER if is_over else ImportStage.IMPORTING
+
+
 def _import_what_the_end_needs() -> None:
     """Import it now: the package may be upgraded or removed while the job runs."""
-    importlib.import_module("elastic_ckpt.cli.status.advice")
     importlib.import_module("elastic_ckpt.cli.status.view")
-
-
-def _say_next(directory: Path, record: NodeRecord) -> None:
-    """Say what to do next, unless the storage does not answer in time."""
-    from elastic_ckpt.cli.status.advice import Advice, advise_member
-
-    found: list[Advice] = []
-
-    def look() -> None:
-        with contextlib.suppress(OSError, ElasticCkptError):
-            found.append(_advice(JobDirectory(directory), record))
-
-    if record.leads:
-        thread = threading.Thread(target=look, name="next", daemon=True)
-        thread.start()
-        thread.join(_NEXT_SECONDS)
-    else:
-        found.append(advise_member(record))
-    if not found:
-        found.append(
-            Advice("the storage does not answer; look later:", (command_line("status", directory),))
-        )
-    text, commands = found[0]
-    _print_line(f"next: {text}")
-    for line in commands:
-        click.echo(f"  {line}", err=True)
-
-
-def _advice(job: JobDirectory, record: NodeRecord) -> Advice:
-    from elastic_ckpt.checkpoint.catalog import newest_and_rejected
-    from elastic_ckpt.cli.status.advice import Advice, Situation, advise
-    from elastic_ckpt.cli.status.view import gather
-
-    view = gather(job)
-    if view.advice:
-        return Advice(view.advice, view.commands)
-    # The disk did not take this run's last record, and has one of a run that goes on.
-    newest, rejected = newest_and_rejected(job, record.memory)
-    error = view.last_save.error if view.last_save else ""
-    return advise(job, Situation(record.state.value, record, newest, bool(rejected), error))
 
 
 def _hosts(context: click.Context, settings: RunSettings) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.protocol.rendezvous import parse_nodes
 from elastic_ckpt.util.text import printable
 
 HOSTS: Final = "elastic_ckpt.hosts"
@@ -81,7 +82,12 @@ def apply_hostfile(context: click.Context) -> None:
     if path is None:
         return
     file = read_hostfile(path)
-    found = {"nnodes": str(len(file.hosts))}
+    count = len(file.hosts)
+    if given["nnodes"] is not None and parse_nodes(given["nnodes"])[0] > count:
+        raise UsageError(
+            f"--nnodes {given['nnodes']} needs more hosts than the {count} of --hostfile {path}"
+        )
+    found = {"nnodes": str(count)}
     if file.slots:
         found["nproc"] = str(file.slots)
     alone = len(file.hosts) == 1 and given["nnodes"] in (None, "1")

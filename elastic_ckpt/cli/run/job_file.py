@@ -1,10 +1,15 @@
-"""The job file: every option of ``run`` as a typed key; flags and environment override it."""
+"""The job file: every option of ``run`` as a typed key; flags and environment override it.
+
+Its table ``[env]`` has variables for the workers; see ``worker_variables.py``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +18,9 @@ import click
 from click.core import ParameterSource
 
 from elastic_ckpt.checkpoint.bucket.url import is_url
-from elastic_ckpt.cli.common import Duration
+from elastic_ckpt.cli.common import Duration, Size
 from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
+from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES, worker_variables
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.text import printable
 
@@ -58,23 +64,6 @@ class BatchKeys:
     python: str = ""
 
 
-config_option = click.option(
-    "--config",
-    metavar="JOB.toml",
-    type=click.Path(path_type=Path, readable=False),
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, path: None if path is None else _read(ctx, path),
-    help="A file with options as keys; flags and environment override it.",
-)
-
-print_config_option = click.option(
-    "--print-config",
-    is_flag=True,
-    help="Print every option's value and source, without running.",
-)
-
-
 def format_options(ctx: click.Context) -> str:
     """Return the options as a job file, each with its source in a comment."""
     lines = []
@@ -87,11 +76,23 @@ def format_options(ctx: click.Context) -> str:
         if key == "resume-args":
             value = _words(value or ())
         text = f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set"
-        lines.append(f"{text:<48}  # {source}")
+        lines.append(_with_source(text, source))
     for key, value in ctx.meta.get(_BATCH, {}).items():
-        text = f"{key} = {_toml(value)}"
-        lines.append(f"{text:<48}  # file, for slurm submit")
-    return "\n".join(lines)
+        lines.append(_with_source(f"{key} = {_toml(value)}", "file, for slurm submit"))
+    return "\n".join([*lines, *_format_variables(ctx.meta.get(VARIABLES, {}))])
+
+
+def _format_variables(variables: Mapping[str, str]) -> Iterator[str]:
+    """Yield the table of variables, which a TOML file has at its end."""
+    yield "[env]" if variables else _with_source("# [env] is not set", "default")
+    for name, value in variables.items():
+        hides = os.environ.get(name, value) != value
+        source = "file, in place of the environment's" if hides else "file"
+        yield _with_source(f"{name} = {_toml(value)}", source)
+
+
+def _with_source(text: str, source: str) -> str:
+    return f"{text:<48}  # {source}"
 
 
 def _words(texts: Sequence[str]) -> Sequence[str]:
@@ -102,20 +103,38 @@ def _words(texts: Sequence[str]) -> Sequence[str]:
         return texts
 
 
-def _read(ctx: click.Context, path: Path) -> None:
+def read_job_file(ctx: click.Context, path: Path) -> None:
+    """Take over a job file: its keys as defaults of the options, and its variables.
+
+    Raises:
+        UsageError: it cannot be read, or a key, a value or a variable is invalid.
+    """
     data = _decode(path)
     keys = option_keys(ctx.command)
     values: dict[str, Any] = {}
     for key, value in data.items():
+        if key == ENV:
+            with _named(path):
+                ctx.meta[VARIABLES] = worker_variables(value)
+            continue
         if key in BATCH_KEYS:
             _check_type(path, key, BATCH_KEYS[key], value)
             ctx.meta.setdefault(_BATCH, {})[key] = value
             continue
         if key not in keys:
-            raise UsageError(f"--config {path}: {_unknown(key, [*keys, *BATCH_KEYS])}")
+            raise UsageError(f"--config {path}: {_unknown(key, [*keys, *BATCH_KEYS, ENV])}")
         parameter = keys[key]
         values[parameter.name or ""] = _typed(path, key, parameter, value)
     ctx.default_map = values
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors name the file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"--config {path}: {error}") from None
 
 
 def _decode(path: Path) -> dict[str, Any]:
@@ -199,6 +218,11 @@ def key_type(key: str, parameter: click.Parameter) -> KeyType:
     if isinstance(parameter.type, Duration):
         return (
             "a number of seconds, or a duration like 90s or 2m",
+            lambda value: isinstance(value, str) or _is_number(value, int | float),
+        )
+    if isinstance(parameter.type, Size):
+        return (
+            "a number of bytes, or a size like 50MB",
             lambda value: isinstance(value, str) or _is_number(value, int | float),
         )
     if key in _PATHS:

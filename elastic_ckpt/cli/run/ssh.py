@@ -61,6 +61,7 @@ def start_hosts(
     """
     logs = _make_logs(JobDirectory(settings.directory), hosts)
     options = same_options(context)
+    variables = exports(os.environ | dict(settings.env))
     least, most = settings.nodes
 
     def start(host: str) -> str:
@@ -70,7 +71,7 @@ def start_hosts(
         arguments = [*options, *own, *command]
         log = logs / f"{host}.log"
         line = shell_line(Path.cwd(), log, arguments, makes=bool(settings.shared_url))
-        error = _call_ssh(host, line)
+        error = _call_ssh(host, line, variables)
         return error and f"{host} was not started: {error} (log: {logs / f'{host}.log'})"
 
     with ThreadPoolExecutor(_MAX_PARALLEL) as pool:
@@ -134,13 +135,13 @@ def exports(environ: Mapping[str, str] = os.environ) -> str:
     )
 
 
-def _call_ssh(host: str, line: str) -> str:
+def _call_ssh(host: str, line: str, variables: str) -> str:
     """Run the line on the host; return the error, or an empty string."""
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
     try:
         done = subprocess.run(
             ["ssh", *options, host, line],
-            input=exports(), capture_output=True, text=True, errors="replace",
+            input=variables, capture_output=True, text=True, errors="replace",
             timeout=START_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.cli.run.job_file import BatchKeys
 from elastic_ckpt.cli.slurm.sbatch_options import SbatchOption, value_of
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import DirectoryUnusable, UsageError
+from elastic_ckpt.jobdir.answering import require_answer
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.rendezvous import parse_nodes
 from elastic_ckpt.util.text import printable
 
@@ -175,6 +178,23 @@ def check_settings(
         build_settings(**given)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a link loop, no such user
         raise UsageError(printable(str(error))) from None
+
+
+def check_directory(directory: Path | BucketUrl) -> None:
+    """Check the job directory, if it is here, or would be made here; one whose parent is only on
+    the nodes is left to them.
+
+    Raises:
+        DirectoryUnusable: it does not answer, is not a directory, or cannot be written to.
+    """
+    if isinstance(directory, BucketUrl):
+        return
+    require_answer(directory)
+    if directory.exists():
+        JobDirectory.at(directory).check_readable()
+    place = directory if directory.exists() else directory.absolute().parent
+    if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+        raise DirectoryUnusable(f"cannot write to {place}: fix its permissions, or choose another")
 
 
 def is_elsewhere(keys: BatchKeys) -> bool:

@@ -78,9 +78,10 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
     checks.check_keys(keys)
     job, call = split_options([*options_of_environment(os.environ), *read_options(options)])
     checks.check_options([*job, *call], params)
-    checks.check_settings(
-        params, checks.node_range(job, params), is_elsewhere=checks.is_elsewhere(keys)
-    )
+    is_elsewhere = checks.is_elsewhere(keys)
+    if not is_elsewhere:
+        checks.check_directory(params["directory"])
+    checks.check_settings(params, checks.node_range(job, params), is_elsewhere=is_elsewhere)
     script = batch_script(job_file.absolute(), params, keys, job)
     checks.check_syntax(script)
     if dry_run:

@@ -32,6 +32,7 @@ _BASE: Final = (
     "torch._dynamo",  # making an optimizer imports it, which takes longer than torch itself
 )
 _COLOSSALAI: Final = "elastic_ckpt.training.engines.colossalai.engine"
+_WARNINGS: Final = "PYTHONWARNINGS"
 _LAST: Final = "elastic_ckpt.supervisor.agent.template_is_warm"
 
 WARM_SECONDS: Final = 120.0
@@ -53,9 +54,12 @@ class Template:
         # The template inherits no descriptors but those of multiprocessing.
         os.environ[WARM_VARIABLE] = f"/proc/{os.getpid()}/fd/{warm_write}"
         # Killed workers leave semaphores behind; the tracker's warning about them is no news.
-        os.environ["PYTHONWARNINGS"] = "ignore"
+        before = os.environ.pop(_WARNINGS, None)
+        os.environ[_WARNINGS] = "ignore"
         resource_tracker.ensure_running()
-        os.environ.pop("PYTHONWARNINGS")
+        os.environ.pop(_WARNINGS)
+        if before is not None:
+            os.environ[_WARNINGS] = before
 
     @property
     def is_warm(self) -> bool:

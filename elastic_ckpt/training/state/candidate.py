@@ -16,8 +16,9 @@ from elastic_ckpt.errors import CheckpointRejected
 from elastic_ckpt.journal.events import CheckpointVerified
 from elastic_ckpt.protocol.slot import Source
 from elastic_ckpt.training.runtime import Runtime
-from elastic_ckpt.util.progress import Watch, in_lines, unwatched
+from elastic_ckpt.util.progress import QUIET_SECONDS, Watch, in_lines, unwatched
 from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.units import human_duration
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ class LoadCandidate:
         log.info("%s, after %.3f s", f"rejected: {reason}" if reason else "verified", seconds)
         if self._runtime.peers.is_leader:
             self._write_verified(reason, seconds)
+            if seconds >= QUIET_SECONDS and not reason:  # the load has no bytes to count
+                self._runtime.say(
+                    f"{where}: verified in {human_duration(seconds)}; the load takes about as long"
+                )
         return reason
 
     def _write_verified(self, reason: str, seconds: float) -> None:

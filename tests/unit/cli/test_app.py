@@ -164,6 +164,14 @@ def assert_one_line_of_error(said: Said) -> None:
     assert said.err.count("\n") == 1 and said.err.endswith("\n")
 
 
+def assert_an_error_with_the_next_command(said: Said) -> None:
+    """As every ending of run."""
+    error, text, *commands = said.err.splitlines()
+    assert said.out == "" and error.startswith("elastic-ckpt: error: ")
+    assert text.startswith("elastic-ckpt: next: ")
+    assert commands and all(line.startswith(("  elastic-ckpt ", "  cd ")) for line in commands)
+
+
 # -- wrong usage ------------------------------------------------------------------------------
 
 
@@ -178,12 +186,15 @@ def assert_one_line_of_error(said: Said) -> None:
         (["--nproc", "²"], "--nproc"),
         (["--save-interval", "often"], "--save-interval 'often'"),
         (["--save-interval", "-5"], "--save-interval '-5'"),
-        (["--save-interval", "10m"], "--save-interval '10m'"),
+        (["--save-interval", "10M"], "--save-interval '10M'"),
         (["--save-interval", "s"], "--save-interval 's'"),
-        (["--save-interval", "auto", "--mtbf", "often"], "--mtbf 'often'"),
-        (["--save-interval", "auto", "--mtbf", "0"], "--mtbf '0'"),
+        (["--save-interval", "auto", "--mtbf", "often"], "'--mtbf': 'often'"),
+        (["--save-interval", "auto", "--mtbf", "0"], "'--mtbf': 0.0"),
         (["--save-interval", "90s", "--mtbf", "6h"], "--save-interval auto"),
         (["--mtbf", "6h"], "--save-interval auto"),
+        (["--mirror", "s3://b/j", "--mirror-every", "soon"], "--mirror-every"),
+        (["--mirror", "s3://b/j", "--bucket-rate", "50MX"], "write it like 50MB"),
+        (["--mirror", "s3://b/j", "--bucket-rate", "0"], "--bucket-rate"),
         (["--grace", "soon"], "--grace"),
         (["--grace", "-1"], "--grace"),
         (["--grace", "nan"], "--grace"),
@@ -204,7 +215,7 @@ def test_an_invalid_flag_of_run_is_64_and_one_line(
     else:
         said = cli("run", "--dir", job.root, *flags, "--", script)
     assert said.code == 64
-    assert_one_line_of_error(said)
+    assert_an_error_with_the_next_command(said)
     assert words in said.err
     assert tree(job.root) == before
 
@@ -215,7 +226,7 @@ def test_a_missing_script_is_64_and_makes_no_directory(cli: Command, tmp_path: P
     for arguments in ([tmp_path / "absent.py"], [tmp_path], []):
         said = cli("run", "--dir", tmp_path / "new", "--", *arguments)
         assert said.code == 64
-        assert_one_line_of_error(said)
+        assert_an_error_with_the_next_command(said)
     assert not (tmp_path / "new").exists()
 
 
@@ -224,7 +235,7 @@ def test_run_without_a_directory_is_64(cli: Command, script: Path) -> None:
     """The job directory has no default."""
     said = cli("run", "--", script)
     assert said.code == 64
-    assert_one_line_of_error(said)
+    assert_an_error_with_the_next_command(said)
     assert "--dir" in said.err
 
 
@@ -244,7 +255,7 @@ def test_invalid_arguments_in_a_separate_process(tmp_path: Path) -> None:
     """A shell gets the same code and the same line."""
     result = run_process("run", "--dir", tmp_path / "job", "--", tmp_path / "absent.py")
     assert result.returncode == 64
-    assert_one_line_of_error(Said(result.returncode, result.stdout, result.stderr))
+    assert_an_error_with_the_next_command(Said(result.returncode, result.stdout, result.stderr))
     assert not (tmp_path / "job").exists()
 
 
@@ -339,7 +350,7 @@ def test_a_run_in_an_unusable_directory_is_73(tmp_path: Path, script: Path) -> N
     """Without a traceback, in its own process."""
     result = run_process("run", "--dir", script / "below", "--", script)
     assert result.returncode == 73
-    assert_one_line_of_error(Said(result.returncode, result.stdout, result.stderr))
+    assert_an_error_with_the_next_command(Said(result.returncode, result.stdout, result.stderr))
 
 
 def test_save_without_a_running_job_is_64(cli: Command, job: JobDirectory) -> None:

@@ -12,6 +12,7 @@ import pytest
 from elastic_ckpt.checkpoint.own.files import stamps_of
 from elastic_ckpt.checkpoint.own.seal import seal, write
 from elastic_ckpt.cli import save as module
+from elastic_ckpt.cli.progress.live_line import LiveLine
 from elastic_ckpt.jobdir.paths import JobDirectory
 
 
@@ -37,5 +38,5 @@ def test_what_the_script_wrote_before_the_request_does_not_answer_it(
     monkeypatch.setattr(module, "running_records", lambda job: [SimpleNamespace()])
     monkeypatch.setattr(module, "read_slots", lambda record: [])
     monkeypatch.setattr(module.time, "sleep", seal_next)
-    found = module.saved_now(job, job.root, 20)
+    found = module.saved_now(job, job.root, 20, LiveLine("waiting"))
     assert found.path == tmp_path / "checkpoint-30"

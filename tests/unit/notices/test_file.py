@@ -28,6 +28,7 @@ def events(source: FileSource) -> list:
         ("\n", 30, None),
         ("120\n", 120, None),
         ("45.5 the rack is moved\nmore\n", 45.5, "the rack is moved"),
+        ("2m the rack is moved\n", 120, "the rack is moved"),
         ("the rack is moved\n", 30, "the rack is moved"),
         ("-5 soon\n", 30, "-5 soon"),
         ("nan\n", 30, "nan"),

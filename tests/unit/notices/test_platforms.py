@@ -39,7 +39,9 @@ def test_a_slurm_job_may_run_in_a_cloud(tmp_path: Path, monkeypatch) -> None:
 
 def test_each_name_is_chosen_once_and_none_selects_nothing(monkeypatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert choose(["aws", "gcp", "aws", "none"]) == ("aws", "gcp")
+    assert choose(["aws", "gcp", "aws"]) == ("aws", "gcp")
+    with pytest.raises(UsageError, match="none excludes aws: leave one of them out"):
+        choose(["aws", "none"])
     assert choose(["none"]) == ()
     names = [source.name for source in make_sources(["gcp", "azure"], Path("x"), 30.0)]
     assert names == ["gcp", "gcp-maintenance", "azure", "file"]

@@ -18,6 +18,9 @@ from elastic_ckpt.policy.interval import SaveInterval, parse_interval
         ("90s", SaveInterval(seconds=90.0)),
         ("0.25s", SaveInterval(seconds=0.25)),
         ("0s", SaveInterval()),
+        ("10m", SaveInterval(seconds=600.0)),
+        ("1h30m", SaveInterval(seconds=5400.0)),
+        ("4.5 min", SaveInterval(seconds=270.0)),
         ("auto", SaveInterval(auto=True)),
         (" auto\n", SaveInterval(auto=True)),
     ],
@@ -28,12 +31,14 @@ def test_accepted_intervals(text: str, interval: SaveInterval) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "s", "-1", "+1", "1.5", "1.s", ".5s", "1e3", "1e3s", "-3s", "90 s", "90S", "90ss",
-     "5m", "nan", "nans", "infs", "0x10", "1_000", "100,5", "100 200", "a\n100",
+    ["", " ", "s", "-1", "+1", "1.5", "1.s", ".5s", "1e3", "1e3s", "-3s", "90S", "90ss",
+     "5M", "1h30", "nan", "nans", "infs", "0x10", "1_000", "100,5", "100 200", "a\n100",
      "Auto", "autos", "auto 90s"],
 )  # fmt: skip
 def test_refused_intervals(text: str) -> None:
-    with pytest.raises(UsageError, match=r"give steps .*, seconds .* or auto") as raised:
+    with pytest.raises(
+        UsageError, match=r"give steps .*, a time with its unit .* or auto"
+    ) as raised:
         parse_interval(text)
     assert repr(text) in str(raised.value)
     assert raised.value.exit_code is ExitCode.USAGE

@@ -36,9 +36,9 @@ def test_long_work_shows_a_line_every_two_seconds(clock: Clock) -> None:
         clock.now += 0.125
         progress.advance(125_000_000)
     assert shown == [
-        "verifying x: 2.0 GB of 10.0 GB, 1.0 GB/s, 8 s left",
-        "verifying x: 4.0 GB of 10.0 GB, 1.0 GB/s, 6 s left",
-        "verifying x: 6.0 GB of 10.0 GB, 1.0 GB/s, 4 s left",
+        "verifying x: 20 %, 2.0 GB of 10.0 GB, 1.0 GB/s, 8 s left",
+        "verifying x: 40 %, 4.0 GB of 10.0 GB, 1.0 GB/s, 6 s left",
+        "verifying x: 60 %, 6.0 GB of 10.0 GB, 1.0 GB/s, 4 s left",
     ]
 
 
@@ -73,4 +73,4 @@ def test_watches_count_separately(monkeypatch: pytest.MonkeyPatch, clock: Clock)
     clock.now += 3
     second(1)
     unwatched("c", 1)(1)
-    assert [line.split(" of ")[0] for line in shown] == ["b: 1 Byte"]
+    assert [line.split(" of ")[0] for line in shown] == ["b: 10 %, 1 Byte"]

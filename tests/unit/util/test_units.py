@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elastic_ckpt.errors import UsageError
-from elastic_ckpt.util.units import human_bytes, human_duration, parse_duration
+from elastic_ckpt.util.units import human_bytes, human_duration, parse_bytes, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from elastic_ckpt.util.units import human_bytes, human_duration, parse_duration
         ("1.5h", 5400.0),
         ("0", 0.0),
         ("1h30", 3630.0),
+        ("6h 30m", 23400.0),
+        *((human_duration(seconds), seconds) for seconds in (0.2, 90.0, 270.0, 21600.0, 172800.0)),
     ],
 )
 def test_parse_duration(text: str, seconds: float) -> None:
@@ -27,12 +29,38 @@ def test_parse_duration(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "s", "h", "-1", "+1", "1e3", "1 h", "30m6h", "1h1h", "1w", "1H", "nan", "inf", ".5h",
-     "1.h", "1_0", "٣s", "1" * 13, "1ms"],
+    ["", " ", "s", "h", "-1", "+1", "1e3", "1  h", "30m6h", "1mi", "1h1h", "1w", "1H", "nan", "inf",
+     ".5h", "1.h", "1_0", "٣s", "1" * 13, "1ms"],
 )  # fmt: skip
 def test_parse_duration_rejects(text: str) -> None:
     with pytest.raises(UsageError, match="is not a valid duration: write it like 6h30m") as raised:
         parse_duration(text)
+    assert repr(text) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("300000", 3e5),
+        ("50MB", 5e7),
+        ("50mb", 5e7),
+        ("50M", 5e7),
+        (" 1.5 GB\n", 1.5e9),
+        ("64MiB", 64 * 2**20),
+        ("2Gi", 2 * 2**30),
+        *((human_bytes(size), size) for size in (7, 1, 1400, 2e9, 3.2e12)),
+    ],
+)
+def test_parse_bytes(text: str, size: float) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "B", "MB", "-1", "1e6", "5PB", "50MB/s", "5iB", "1,5GB", "nan", "50 M B"]
+)
+def test_parse_bytes_rejects(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid size: write it like 50MB") as raised:
+        parse_bytes(text)
     assert repr(text) in str(raised.value)
 
 

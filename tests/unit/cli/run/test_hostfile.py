@@ -255,6 +255,12 @@ def test_variables_of_this_host_are_not_sent() -> None:
     assert text == "".join(f"export {name}='a b'\n" for name in sent)
 
 
+def test_more_nodes_than_hosts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("a\nb\n")
+    with pytest.raises(UsageError, match="--nnodes 3:4 needs more hosts than the 2 of --hostfile"):
+        context("--dir", "c", "--hostfile", str(tmp_path / "hosts"), "--nnodes", "3:4", "t.py")
+
+
 # -- starting ---------------------------------------------------------------------------------
 
 
@@ -275,6 +281,7 @@ def start(tmp_path: Path, monkeypatch, script: str | None, least: int = 3) -> li
         endpoint="a",
         gather_seconds=600.0,
         shared_url="",
+        env={"OF_JOB_FILE": "its value"},
     )
     said: list[str] = []
     found = context("--dir", str(directory), "--", "t.py", "--x")
@@ -283,12 +290,17 @@ def start(tmp_path: Path, monkeypatch, script: str | None, least: int = 3) -> li
 
 
 def test_each_host_is_called_once_with_a_timeout(tmp_path: Path, monkeypatch) -> None:
-    said = start(tmp_path, monkeypatch, f'printf "%s\\n" "$@" > {tmp_path}/called.$5')
+    said = start(
+        tmp_path,
+        monkeypatch,
+        f'printf "%s\\n" "$@" > {tmp_path}/called.$5; cat > {tmp_path}/input.$5',
+    )
     logs = tmp_path / "job" / ".elastic-ckpt" / "hosts"
     assert said == [f"started b, c over ssh; their output is in {logs}"]
     for host in ("b", "c"):
         words = (tmp_path / f"called.{host}").read_text().splitlines()
         assert words[:5] == ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host]
+        assert "export OF_JOB_FILE='its value'\n" in (tmp_path / f"input.{host}").read_text()
         line = shlex.split(shlex.split(words[5])[-1])
         assert line[line.index("run") + 1 : -1] == [
             f"--dir={tmp_path}/job", "--nnodes=3:3", "--rdzv-endpoint=a", f"--node-name={host}",

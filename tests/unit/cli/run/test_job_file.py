@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -9,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from elastic_ckpt.cli.run import job_file
-from elastic_ckpt.cli.run.command import command
+from elastic_ckpt.cli.run.command import command, settings_of
+from elastic_ckpt.cli.run.options import grouped
 from elastic_ckpt.errors import UsageError
 
 
@@ -20,10 +22,12 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def printed(*arguments: str, **environment: str) -> dict[str, tuple[str, str]]:
-    """Return (value, source) by key, as ``--print-config`` prints them."""
+    """Return (value, source) by key, as ``--print-config`` prints them, whatever it says then."""
     found = CliRunner(env=environment).invoke(
-        command, [*arguments, "--print-config"], standalone_mode=False, catch_exceptions=False
+        command, [*arguments, "--print-config"], standalone_mode=False
     )
+    if found.exception is not None and not found.output:
+        raise found.exception
     shown = {}
     for line in found.output.splitlines():
         setting, _, source = line.rpartition("  # ")
@@ -47,6 +51,9 @@ def test_precedence_is_flag_environment_file_default(tmp_path: Path) -> None:
 def test_every_option_of_run_has_a_key() -> None:
     keys = job_file.option_keys(command)
     flags = {opt[2:] for one in command.params for opt in one.opts if opt.startswith("--")}
+    assert {one for one in command.params if isinstance(one, click.Option)} == {
+        one for group in grouped(command.params).values() for one in group
+    }
     assert set(keys) == flags - {"config", "print-config"} | {"script", "args"}
 
 
@@ -93,6 +100,35 @@ def test_durations_and_arguments_are_written_as_on_a_command_line(tmp_path: Path
     assert printed("--config", job, "--grace", "45s")["grace"] == ("45.0", "flag")
 
 
+def test_sizes_are_written_as_on_a_command_line(tmp_path: Path) -> None:
+    own = 'dir = "/c"\nscript = "/t.py"\nmirror = "s3://b/j"\n'
+    for value in ('"50MB"', "50000000", '"50 mb"'):
+        job = write(tmp_path, f'{own}bucket-rate = {value}\nmirror-every = "10m"\n')
+        shown = printed("--config", job)
+        assert shown["bucket-rate"] == ("50000000.0", "file")
+        assert shown["mirror-every"] == ("600.0", "file")
+    assert printed("--config", job, "--bucket-rate", "1MiB")["bucket-rate"][0] == "1048576.0"
+
+
+def test_env_has_variables_for_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.py").write_text("")
+    text = 'dir = "c"\nscript = "t.py"\n[env]\nAN_A = "x y"\nAN_B = 3\nAN_C = 0.1\nAN_D = "="\n'
+    job = write(tmp_path, text)
+    monkeypatch.setenv("AN_A", "another")
+    monkeypatch.setenv("AN_B", "3")
+    shown = printed("--config", job)
+    assert shown["AN_A"] == ('"x y"', "file, in place of the environment's")
+    assert shown["AN_B"] == ('"3"', "file")
+    assert shown["AN_C"] == ('"0.1"', "file")
+    settings = settings_of(["--config", job])
+    assert settings.env == {"AN_A": "x y", "AN_B": "3", "AN_C": "0.1", "AN_D": "="}
+    assert "x y" not in repr(settings)  # it may be a secret
+    again = CliRunner().invoke(command, ["--config", job, "--print-config"], standalone_mode=False)
+    assert settings_of(["--config", write(tmp_path, again.output)]).env == settings.env
+    job = write(tmp_path, text.partition("[env]")[0])
+    assert printed("--config", job)["[env]"] == ("", "default")
+
+
 def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
     first = write(tmp_path, 'dir = "/c"\nscript = "/t.py"\nargs = ["\\"q\\""]\nnnodes = "1:2"\n')
     runner = CliRunner()
@@ -103,6 +139,28 @@ def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
     assert shown["args"] == ('["\\"q\\""]', "file")
     assert shown["group-access"] == ("true", "file")
     assert shown["nnodes"] == ('"1:2"', "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('nproc = "eight"', "invalid --nproc 'eight'"),
+        ('script = "absent.py"', "no script .*absent.py"),
+        ('memory-dir = "off"\nreplicas = 2', "leave one of them out"),
+        ('notice-source = ["none", "aws"]', "none excludes aws"),
+        ('keep-best = "2"', "--keep-best '2'"),
+    ],
+)
+def test_printed_options_that_cannot_run_end_with_the_reason(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    (tmp_path / "t.py").write_text("")
+    script = "" if "script" in text else 'script = "t.py"\n'
+    job = write(tmp_path, f'dir = "c"\n{script}{text}\n')
+    found = CliRunner().invoke(command, ["--config", job, "--print-config"], standalone_mode=False)
+    assert 'dir = "' in found.output
+    assert isinstance(found.exception, UsageError) and re.search(why, str(found.exception))
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("value", ['"--from \\"{newest}\\""', '["--from", "{newest}"]'])
@@ -132,6 +190,17 @@ def test_resume_args_are_words_in_a_list_and_a_command_line_in_a_string(
         ("nproc = [2]", "nproc must be a string or an integer, not [2]"),
         ("[run]\nnproc = 2", "unknown key 'run'"),
         ("nproc = ", "is not valid TOML"),
+        ("enf = 3", "unknown key 'enf'; did you mean env?"),
+        ("env = 3", "env must be a table of variables"),
+        ("[env]\nA = true", '[env] A must be a string or a number: write "1" or "true"'),
+        ("[env]\nA = [1]", "[env] A must be a string or a number, not [1]"),
+        ("[env]\nA.B = 1", "[env] A must be a string or a number, not {'B': 1}"),
+        ('[env]\n"A=B" = 1', "[env] A=B: not a valid name"),
+        ('[env]\nA = "\\u0000"', "[env] A: a value cannot contain a NUL byte"),
+        ("[env]\nELASTIC_CKPT_DIR = 'x'", "[env] ELASTIC_CKPT_DIR: run sets this variable"),
+        ("[env]\nLOCAL_RANK = 0", "[env] LOCAL_RANK: run sets this variable"),
+        ("[env]\nMASTER_ADDR = 'x'", "[env] MASTER_ADDR: run sets this variable"),
+        ("[env]\nTORCHELASTIC_RUN_ID = 'x'", "[env] TORCHELASTIC_RUN_ID: run sets"),
         ("nproc = 1\nnproc = 2", "is not valid TOML"),
     ],
 )

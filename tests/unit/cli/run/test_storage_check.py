@@ -136,5 +136,6 @@ def test_run_refuses_a_mount_without_renames_before_it_writes_there(tmp_path: Pa
     )  # fmt: skip
     assert done.returncode == 73, done.stderr
     assert "where rename failed: Function not implemented" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "\nelastic-ckpt: next: see what is wrong with it" in done.stderr
+    assert done.stderr.count("\n") == 4
     assert os.listdir(tmp_path) == ["train.py"]

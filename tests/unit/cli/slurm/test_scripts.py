@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from elastic_ckpt.cli.slurm.command import submit
-from elastic_ckpt.errors import SlurmRefused, UsageError
+from elastic_ckpt.errors import DirectoryUnusable, SlurmRefused, UsageError
 
 SCRIPTS = Path(__file__).parents[4] / "scripts" / "slurm"
 PYTHON = "/data/venv/bin/python"
@@ -263,6 +263,10 @@ def test_the_directory_of_the_environment_is_written(
         ('srun = ["--ntasks-per-node=8"]', "several supervisors"),
         ('supervisor-python = "a\\nb"', "one line"),
         ('mtbf = "6h"', "--save-interval auto"),
+        ('keep-best = "2"', "--keep-best '2'"),
+        ('replicas = 2\nmemory-dir = "off"', "leave one of them out"),
+        ('notice-file = "/"', "--notice-file / is neither a file nor a FIFO"),
+        ("[env]\nRANK = 1", "run sets this variable"),
     ],
 )
 def test_an_invalid_job_file_is_not_submitted(file: Path, more: str, message: str) -> None:
@@ -292,3 +296,23 @@ def test_several_nodes_with_a_bucket_are_checked_as_in_the_job(file: Path) -> No
     file.write_text(text + 'nnodes = 2\nbucket-rate = "5MB"\n')
     with pytest.raises(UsageError, match="with --dir URL the ranks of several nodes"):
         dry_run(file)
+
+
+def test_what_the_nodes_alone_know_is_left_to_them(file: Path) -> None:
+    file.write_text(file.read_text() + 'nnodes = 2\nnotice-source = ["slurm"]\n')
+    assert "srun" in dry_run(file)
+    (file.parent / "checkpoints").write_text("")
+    with pytest.raises(DirectoryUnusable, match="checkpoints"):
+        dry_run(file)
+
+
+def test_a_directory_without_permission_is_refused_unless_it_is_a_container_s(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "elastic_ckpt.cli.slurm.checks.os.access", lambda _, mode: not mode & os.W_OK
+    )
+    with pytest.raises(DirectoryUnusable, match="cannot write to"):
+        dry_run(file)
+    file.write_text(file.read_text() + 'srun = ["--container-image=gpt"]\n')
+    assert "srun" in dry_run(file)

@@ -283,7 +283,7 @@ def test_long_drain_shows_its_progress(
     loop.drainer.hurry()
     loop.drainer.serve(sealed=False)
     assert loop.said and loop.said[0].startswith(
-        "bringing step 10 from memory to the disk: 0 Bytes of "
+        "bringing step 10 from memory to the disk: 0 %, 0 Bytes of "
     )
     gate.open.set()
     loop.until(lambda: loop.drainer.over)

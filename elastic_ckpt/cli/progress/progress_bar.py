@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, for work that takes more than two seconds."""
+"""A progress bar with percentage, rate and time left, for work of more than two seconds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
-from elastic_ckpt.util.progress import QUIET_SECONDS, Advance, Watch, in_lines
+from elastic_ckpt.util.progress import QUIET_SECONDS, Advance, Watch, unwatched
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar() -> Iterator[Watch]:
-    """Show bars on standard error if that is a terminal, removed at the end; else lines."""
+    """Show bars on standard error if that is a terminal, removed at the end; else nothing."""
     if not sys.stderr.isatty():
-        yield in_lines(lambda line: click.echo(line, err=True))
+        yield unwatched
         return
     bars = _Bars()
     try:
@@ -63,15 +61,16 @@ class _Bars:
                 BarColumn,
                 DownloadColumn,
                 Progress,
+                TaskProgressColumn,
                 TextColumn,
                 TimeRemainingColumn,
                 TransferSpeedColumn,
             )
 
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-                TransferSpeedColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
+                TextColumn("{task.description}"), BarColumn(None), TaskProgressColumn(),
+                DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True, expand=True,
             )  # fmt: skip
             self._progress.start()
         return self._progress
