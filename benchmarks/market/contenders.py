@@ -97,21 +97,22 @@ class Torchrun(Contender):
     launcher: Sequence[str] = ("torch.distributed.run",)
     store: Sequence[str] = (sys.executable, "-c", _STORE)
     """What the hosts meet at."""
-    closed = "RendezvousClosedError"
+    closed = b"RendezvousClosedError"
     """What a launcher prints whose job can never meet again under its id."""
 
     def __init__(self, root: Path, count: int, size: float, every: float) -> None:
         super().__init__(root, count, size, every)
         self._job = 1  # the number in its id
-        self._jobs: dict[str, int] = {}
+        self._started: dict[str, tuple[int, int]] = {}  # its job, and where its log begins
 
     def come(self, host: str) -> None:
         """Also under a new id if the old one is closed, as a platform or a person would."""
         log = self.root / f"log-{host}"
-        said = log.read_bytes()[-20_000:].decode(errors="replace") if log.exists() else ""
-        if self.closed in said and self._jobs.get(host) == self._job:
+        said = log.read_bytes() if log.exists() else b""
+        job, begin = self._started.get(host, (0, 0))
+        if job == self._job and self.closed in said[begin:]:
             self._job += 1
-        self._jobs[host] = self._job
+        self._started[host] = self._job, len(said)
         super().come(host)
 
     def __enter__(self) -> Torchrun:
@@ -136,7 +137,8 @@ class Torchrun(Contender):
         conf = "is_host=0,last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3"
         return (
             "--nnodes", f"1:{len(self.names) - 1}", "--rdzv-backend", "c10d",
-            "--rdzv-id", f"job{self._job}", "--rdzv-endpoint", f"{STORE}:{PORT}", "--rdzv-conf", conf, "--local-addr", host,
+            "--rdzv-id", f"job{self._job}", "--rdzv-endpoint", f"{STORE}:{PORT}",
+            "--rdzv-conf", conf, "--local-addr", host,
         )  # fmt: skip
 
     def make(self, name: str) -> Node:
