@@ -55,7 +55,12 @@ class Outcome:
     @property
     def lost_steps(self) -> int:
         """Made, and not in the state at the end."""
-        return self.made - int(self.verdict.get("steps", 0))
+        return self.made - int(self.verdict.get("steps", self.made))
+
+    @property
+    def samples(self) -> int:
+        """In the state at the end; of a job that stood still for good, after its last step."""
+        return int(self.verdict.get("taken", self.progress[-1][1] if self.progress else 0))
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -171,7 +176,7 @@ class Field:
         if result.exists():
             self.outcome.verdict = json.loads(result.read_text())
         else:
-            self.outcome.note = f"no result within {CLOSE_SECONDS:.0f} s"
+            self.outcome.note = f"stood still at the end, and {CLOSE_SECONDS:.0f} s longer"
         self._account(closed)
 
     def _account(self, closed: float) -> None:

@@ -124,7 +124,7 @@ def row(name: str, one: dict[str, Any]) -> str:
         for gaps in (one["gaps"].get(kind, []) for kind in ("lost", "notice", "came"))
     )
     if not verdict:
-        return f"| {name} | {one['note']} | | | | {recoveries} |"
+        return f"| {name} | {one['goodput']:.3f}: {one['note']} | | | | {recoveries} |"
     state = "**torn**" if verdict["torn"] else "right"
     return (
         f"| {name} | {one['goodput']:.3f} | {one['lost_steps']} of {one['made']} | "

@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace, where: Path) -> dict[str, Any]:
                 outcomes[name] = {"note": f"not run: {reason}"}
                 continue
             outcome = play(contender, where / f"{market}-{len(outcomes)}", args, market)
-            good = outcome.verdict.get("taken", 0) / (rate * outcome.available)
+            good = outcome.samples / (rate * outcome.available)
             outcomes[name] = {
                 **outcome.plain(), "goodput": good, "in_memory": contender.in_memory,
                 "keeps_on_notice": contender.keeps_on_notice,

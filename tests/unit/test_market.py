@@ -113,6 +113,6 @@ def test_page_and_picture():
     }  # fmt: skip
     text = "\n".join(tables(json.loads(json.dumps(found))))
     assert "| elastic-ckpt | 0.700 | 5 of 90 | 0, 0 | right | 2.5 s; 3.0 s, -, - |" in text
-    assert "| torchrun | no result |" in text and "not run" in text
+    assert "| torchrun | 0.000: no result |" in text and "not run" in text
     assert picture(found).count("<path") >= 5
     assert BEGIN in PAGE.read_text() and END in PAGE.read_text()
