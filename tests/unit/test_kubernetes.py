@@ -107,10 +107,14 @@ def test_jobset_has_known_fields(document: dict[str, Any]) -> None:
 
 
 @each_workload
-def test_command_is_one_that_run_takes(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_one_that_run_takes(
+    work: Workload, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("ELASTIC_CKPT_DIR", raising=False)
-    name, *arguments = work.arguments(NAMESPACE="default", NODE_NAME="node-1")
-    assert name == "run"
+    name, *arguments, script = work.arguments(NAMESPACE="default", NODE_NAME="node-1")
+    assert name == "run" and script == "/app/train.py"
+    (tmp_path / "train.py").touch()  # in place of the image's
+    arguments.append(str(tmp_path / "train.py"))
     assert "$(" not in " ".join(arguments)
     shown = CliRunner().invoke(group, ["run", "--print-config", *arguments])
     assert shown.exit_code == 0, shown.output
