@@ -38,6 +38,7 @@ class Contender(Hosts):
 
     name = "elastic-ckpt"
     keeps_on_notice = keeps_on_coming = in_memory = True
+    keeps_on_loss = False
 
     def __init__(self, root: Path, count: int, size: float, every: float) -> None:
         options = ("--save-interval", f"{every}s", "--keep-last", "2", "--rdzv-timeout", "60")
@@ -171,7 +172,7 @@ class Torchft(Torchrun):
     """torchft: a replica on each host, which heals from the others; its lighthouse is the store."""
 
     name = "torchft"
-    keeps_on_coming = True
+    keeps_on_coming = keeps_on_loss = True
     store = (
         str(Path(sys.executable).with_name("torchft_lighthouse")), "--min_replicas", "1",
         "--heartbeat_timeout_ms", "2500", "--join_timeout_ms", "3000", "--bind", f"[::]:{PORT}",

@@ -64,6 +64,7 @@ def costs(found: dict[str, Any], name: str) -> Costs | None:
         keeps_on_notice=runs[0]["keeps_on_notice"],
         keeps_on_coming=runs[0]["keeps_on_coming"],
         in_memory=runs[0]["in_memory"],
+        keeps_on_loss=CONTENDERS[name].keeps_on_loss,
     )
 
 

@@ -25,6 +25,7 @@ class Costs:
     Attributes:
         lost, left, came: from the end of a node, its notice, or its coming until all train.
         stall: how long training stands still for a save.
+        keeps_on_loss: whether nothing is lost with a node, as the others go on from where they are.
         keeps_on_notice: whether nothing is lost when a node leaves with notice.
         keeps_on_coming: whether nothing is lost when a node comes.
         in_memory: whether the newest save is only in memory, a node's and its peer's: where several
@@ -38,6 +39,7 @@ class Costs:
     keeps_on_notice: bool
     keeps_on_coming: bool
     in_memory: bool
+    keeps_on_loss: bool = False
 
     def of(self, change: Change) -> float:
         """How long the job stands still for it."""
@@ -45,9 +47,9 @@ class Costs:
 
     def keeps(self, change: Change) -> bool:
         """Whether what was done since the last save is kept."""
-        return (
-            self.keeps_on_coming if change.comes else bool(change.notice) and self.keeps_on_notice
-        )
+        if change.comes:
+            return self.keeps_on_coming
+        return self.keeps_on_loss or (bool(change.notice) and self.keeps_on_notice)
 
 
 def interval(changes: list[Change], costs: Costs) -> float:
