@@ -187,7 +187,7 @@ def _page(rules: Sequence[str], rows: Sequence[str], y: float, total: float) -> 
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:.0f} {height:.0f}" '
             'role="img" aria-labelledby="title">',
             '<title id="title">A worker is killed; the supervisor restarts both from the last '
-            "snapshot, and training goes on with the same losses</title>",
+            "snapshot, and training continues with the same losses</title>",
             "<style>",
             STYLE + f".l, .bar {{ animation-duration: {total:.1f}s; "
             "animation-iteration-count: infinite }",
