@@ -84,16 +84,16 @@ def test_losing_the_head_host_makes_the_others_ask_for_a_rerun(
     tmp_path: Path,
 ) -> None:
     """It continues alone where one node suffices; the others must stop, and do not hang."""
-    with make(tmp_path, 2, "1:2", "--rdzv-timeout", "6") as hosts:
+    with make(tmp_path, 2, "1:2", "--rdzv-timeout", "30") as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 25)
         began = time.monotonic()
         hosts.cut("h1")
-        assert hosts["h2"].wait(60) == 75, hosts.output()
+        assert hosts["h2"].wait(120) == 75, hosts.output()
         lost = next(e for e in hosts["h2"].events() if e["event"] == "head_lost")
         print(f"\nthe head is cut off: detect {lost['monotonic'] - began:.2f} s")
         hosts.repair("h1")
-        hosts.options[hosts.options.index("6")] = "120"  # a start may take longer on a busy machine
+        hosts.options[hosts.options.index("30")] = "120"  # a start may take long
         hosts.start("h2")
         hosts.until_training(2, beyond=2)
         hosts.finish("h1", "h2")
