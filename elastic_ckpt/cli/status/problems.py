@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, scan
+from elastic_ckpt.cli.status.disk import Filling
 from elastic_ckpt.cli.status.nodes import LeftOutView
 from elastic_ckpt.cli.status.saves import AuditView, LastSaveView
 from elastic_ckpt.cli.status.workers import WorkerView, silent_seconds
@@ -24,12 +25,15 @@ from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.stepless import STEPLESS
-from elastic_ckpt.util.units import human_duration
+from elastic_ckpt.util.units import human_bytes, human_duration
 
 ALARM_SECONDS: Final = {"training": 30.0, "fetching": 120.0}
 """A shorter silence of all ranks in this phase is not a problem: file systems pause for long."""
 
 KEPT_ON_A_FULL_DISK: Final = 2
+
+ALARM_FULL_SECONDS: Final = 24 * 3600.0
+"""A disk that will be full later than this is not a problem yet."""
 
 ALARM_SLOWNESS: Final = 2.0
 ALARM_SHARE: Final = 0.25
@@ -68,6 +72,8 @@ class Observed(NamedTuple):
     Attributes:
         running: the supervisor has not ended, as far as this machine knows.
         passed_over: what a restart would not load.
+        filling: how the checkpoints fill the disk; None if they do not.
+        seconds_to_end: until the training is done; None if unknown.
         is_silent: no heartbeat has come from a supervisor on another host.
         now: seconds since the epoch.
     """
@@ -81,6 +87,8 @@ class Observed(NamedTuple):
     save: LastSaveView | None
     audit: AuditView | None
     left_out: Sequence[LeftOutView]
+    filling: Filling | None
+    seconds_to_end: float | None
     is_silent: bool
     now: float
 
@@ -107,6 +115,7 @@ def _of_run(job: JobDirectory, found: Observed) -> Iterator[Problem]:
     if save is not None and save.error:
         text = f"the last save failed: {save.error}"
         yield Problem(text, save_command(job, save.error), text)
+    yield from _of_disk(job, found)
     record = found.record
     if found.is_silent and record is not None:
         text = f"no heartbeat from the supervisor for {SILENT_SECONDS:.0f} s; it may be dead"
@@ -117,6 +126,19 @@ def _of_run(job: JobDirectory, found: Observed) -> Iterator[Problem]:
     if record is not None and _fails(record.mirror):
         where = record.bucket or job.root
         yield Problem(f"mirror {record.mirror}", command_line("doctor", where))
+
+
+def _of_disk(job: JobDirectory, found: Observed) -> Iterator[Problem]:
+    disk = found.filling
+    end = ALARM_FULL_SECONDS if found.seconds_to_end is None else found.seconds_to_end
+    if disk is None or disk.seconds > min(end, ALARM_FULL_SECONDS):
+        return
+    size, free = human_bytes(disk.checkpoint_bytes), human_bytes(disk.free)
+    text = f"at this pace the disk is full in {human_duration(disk.seconds)}"
+    why = f"a checkpoint takes {size} of the {free} left, and all are kept"
+    todo = "remove old ones, and give the next run --keep-last"
+    prune = command_line("prune", job.root, "--keep-last", KEPT_ON_A_FULL_DISK)
+    yield Problem(f"{text}: {why}; {todo}", prune, text)
 
 
 def _of_ranks(job: JobDirectory, found: Observed) -> Iterator[Problem]:

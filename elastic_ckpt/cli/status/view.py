@@ -12,6 +12,7 @@ from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import Situation, advise
+from elastic_ckpt.cli.status.disk import filling
 from elastic_ckpt.cli.status.nodes import (
     LeftOutView,
     NodeView,
@@ -209,10 +210,13 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     left_out = left_out_views(job, record, run)
     workers = worker_views(boards)
     step_size, audit = _step_size(slots), last_audit(history, time.time())
+    done = progress(position.step if position else None, slots, history.marks, running=running)
     found = problems(
         job,
         Observed(
             running, record, slots, workers, newest, passed_over, newest_save, audit, left_out,
+            filling(job, on_disk, now) if now is not None else None,
+            done.seconds_to_end if done else None,
             alive is None and is_silent(beat), time.time(),
         ),
     )  # fmt: skip
@@ -235,9 +239,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         left_out=left_out,
         workers=workers,
         position=position,
-        progress=progress(
-            position.step if position else None, slots, history.marks, running=running
-        ),
+        progress=done,
         step_size=step_size,
         reported=reported(slots),
         at_risk=at_risk(

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from elastic_ckpt.checkpoint.catalog import scan
 from elastic_ckpt.checkpoint.quarantine import set_aside
+from elastic_ckpt.cli.status import disk
 from elastic_ckpt.cli.status import view as status_view
 from elastic_ckpt.cli.status.page import page
 from elastic_ckpt.cli.status.view import gather
@@ -23,8 +25,10 @@ from elastic_ckpt.cli.status.workers import worker_views
 from elastic_ckpt.jobdir.left_out import LeftOutNode, write_left_out
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.journal.line import encode_line
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Phase
@@ -347,6 +351,38 @@ def test_ranks_that_are_late_or_slow_are_named_and_noise_is_not(
     wrong, commands = ((begin,), (f"elastic-ckpt {command} {{job}}",)) if begin else ((), ())
     case = Case("", journal=(SAVED,), wrong=wrong, commands=commands, exit_code=exit_code)
     check(job, case, put(job, case, two_ranks()))
+
+
+def a_minute_apart(job: JobDirectory) -> None:
+    for ago, path in enumerate(scan(job), 1):
+        os.utime(path, (time.time() - 60 * ago,) * 2)
+
+
+def with_a_rule(job: JobDirectory) -> None:
+    a_minute_apart(job)
+    note_rule(job, Retention(last=4))
+
+
+MANY = (20, 40, 60, 80)  # of 3 kB each
+SOON = "at this pace the disk is full in 15 min: a checkpoint takes 3.0 kB of the 45.0 kB left, and"
+
+
+@pytest.mark.parametrize(
+    ("case", "free", "begin"),
+    [
+        pytest.param(Case("", steps=MANY, prepare=a_minute_apart), 45_000, SOON, id="soon"),
+        pytest.param(Case("", steps=MANY, prepare=a_minute_apart), 9_000_000, "", id="in two days"),
+        pytest.param(Case("", steps=MANY, prepare=with_a_rule), 45_000, "", id="retention"),
+        pytest.param(Case("", steps=MANY[:3], prepare=a_minute_apart), 45_000, "", id="too few"),
+    ],
+)
+def test_a_disk_that_fills_up_is_named_in_time(
+    job: JobDirectory, monkeypatch: pytest.MonkeyPatch, case: Case, free: int, begin: str
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda _: free)
+    command = ("elastic-ckpt prune {job} --keep-last 2",) if begin else ()
+    found = replace(case, wrong=(begin,) * bool(begin), commands=command, exit_code=bool(begin))
+    check(job, found, put(job, found))
 
 
 def test_ranks_that_are_silent_for_some_seconds_show_no_rate(
