@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -25,6 +25,8 @@ from elastic_ckpt.util.text import printable
 
 if TYPE_CHECKING:
     from elastic_ckpt.jobdir.process_log import LogLine
+
+_NAMED: Final = 8  # ranks in a message
 
 
 @click.command("logs")
@@ -108,30 +110,29 @@ def _is_over(job: JobDirectory) -> bool:
     return not alive
 
 
-def _of_ranks(ranks: Collection[int]) -> str:
-    return f" of rank {' and '.join(map(str, ranks))}" if ranks else ""
+def _of_ranks(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
+    return f" of rank {', '.join(map(str, ranks[:_NAMED]))}{more}" if ranks else ""
 
 
-def _printed(job: JobDirectory, ranks: Collection[int], last: bool) -> Iterator[str]:
+def _printed(job: JobDirectory, ranks: Sequence[int], last: bool) -> Iterator[str]:
     logs = log_files(job)
     newest = max((found[0] for found in rank_files(job, "")), default=0)
     if last:
         logs = [log for log in logs if log.incarnation == newest]
+    printed = sorted({log.rank for log in logs})
     if ranks:
         logs = [log for log in logs if log.rank in ranks]
     if not logs:
-        raise UsageError(
-            "no worker output"
-            + (f" of incarnation {newest}" if last and newest else "")
-            + _of_ranks(ranks)
-            + f" in {job.logs}: see elastic-ckpt status"
-        )
+        others = f"; there is some{_of_ranks(printed)}" if printed else ": see elastic-ckpt status"
+        where = f" of incarnation {newest}" if last and newest else ""
+        raise UsageError(f"no worker output{where}{_of_ranks(ranks)} in {job.logs}{others}")
     for log in logs:
         yield f"== incarnation {log.incarnation}, rank {log.rank}"
         yield from log.lines()
 
 
-def _processes(job: JobDirectory, ranks: Collection[int], last: bool) -> Iterator[str]:
+def _processes(job: JobDirectory, ranks: Sequence[int], last: bool) -> Iterator[str]:
     from elastic_ckpt.jobdir.process_log import read_process_logs
 
     lines = read_process_logs(job)

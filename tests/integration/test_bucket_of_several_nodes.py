@@ -223,6 +223,7 @@ def test_a_preempted_machine_saves_with_all_ranks_and_the_others_continue(tmp_pa
     with Machines(tmp_path, "1:2") as machines:
         machines.start("n1", "n2")
         machines.until_step(2, 15)
+        machines.until_in_bucket(1)
         before = machines.newest()  # of the ranks that stopped to let the second machine join
         assert before is not None
         machines.until_step(2, before.step + 2)

@@ -66,6 +66,7 @@ def test_a_host_that_vanishes_takes_its_share_with_it(tmp_path: Path) -> None:
     with make(tmp_path, 3, "2", "--rdzv-timeout", "30", "--replicas", "0") as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 25)
+        hosts.head.until(lambda view: view.newest_on_disk is not None, "a checkpoint on the disk")
         hosts.lose("h2")
         hosts.start("h3")
         hosts.until_training(2, beyond=1)
