@@ -6,14 +6,19 @@ and whatever the script imports come from there, and nothing of it enters the su
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -117,7 +122,7 @@ def check_python(python: str, module: str = "") -> None:
         oldest = ".".join(map(str, OLDEST))
         shown = ".".join(map(str, found.python))
         raise UsageError(f"{python} is Python {shown}: elastic-ckpt needs {oldest} or newer")
-    install = f"{python} -m pip install elastic-ckpt=={__version__}"
+    install = f"{python} -m pip install {requirement()}"
     if not found.version and not found.error:
         raise UsageError(f"{python} has no elastic-ckpt: {install}")
     if found.version and not work_together(found.version, __version__):
@@ -129,6 +134,18 @@ def check_python(python: str, module: str = "") -> None:
         raise UsageError(f"{python} cannot import elastic-ckpt: {found.error}: {install}")
     if not found.torch:
         raise UsageError(f"{python} has no torch: {python} -m pip install torch")
+
+
+def requirement() -> str:
+    """Return what ``pip install`` takes to install this same elastic-ckpt: the file or directory
+    that it came from, as pip noted it (PEP 610), or else its name and version."""
+    with contextlib.suppress(PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
+        noted = distribution("elastic-ckpt").read_text("direct_url.json") or "{}"
+        url = urlsplit(json.loads(noted)["url"])
+        source = Path(unquote(url.path))
+        if url.scheme == "file" and source.exists():
+            return shlex.quote(str(source))
+    return f"elastic-ckpt=={__version__}"
 
 
 def module_file(python: str, module: str) -> Path:

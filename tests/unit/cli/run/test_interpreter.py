@@ -12,7 +12,13 @@ import pytest
 from elastic_ckpt import __version__
 from elastic_ckpt.cli.run import interpreter
 from elastic_ckpt.cli.run.command import settings_of
-from elastic_ckpt.cli.run.interpreter import ask_python, check_python, find_python, module_file
+from elastic_ckpt.cli.run.interpreter import (
+    ask_python,
+    check_python,
+    find_python,
+    module_file,
+    requirement,
+)
 from elastic_ckpt.errors import UsageError
 from elastic_ckpt.util.processes import environment_of
 from elastic_ckpt.util.versions import work_together
@@ -52,7 +58,7 @@ def test_this_interpreter_is_fine() -> None:
 
 def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
     python = str(tmp_path / "python")
-    install = f"{python} -m pip install elastic-ckpt=={__version__}"
+    install = f"{python} -m pip install {requirement()}"
     for answer, wanted in (
         ({"version": ""}, f"has no elastic-ckpt: {install}"),
         ({"version": "9.9.9"}, "has elastic-ckpt 9.9.9, which does not work with this one's"),
@@ -62,6 +68,35 @@ def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
     ):
         ask_python.cache_clear()
         assert wanted in problem(that_says(tmp_path, **answer)), answer
+
+
+class Installed:
+    """A distribution with this note of where it came from."""
+
+    def __init__(self, note: str | None) -> None:
+        self._note = note
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return self._note
+
+
+def test_the_command_installs_what_is_installed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "a clone"
+    clone.mkdir()
+    released = f"elastic-ckpt=={__version__}"
+    for note, wanted in (
+        (json.dumps({"url": clone.as_uri(), "dir_info": {}}), f"'{clone}'"),
+        (json.dumps({"url": (tmp_path / "gone").as_uri()}), released),
+        (json.dumps({"url": "https://example.org/clone.git"}), released),
+        (None, released),
+        ("not JSON", released),
+        ("[]", released),
+    ):
+        monkeypatch.setattr(interpreter, "distribution", lambda _, note=note: Installed(note))
+        assert requirement() == wanted
 
 
 def test_what_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
