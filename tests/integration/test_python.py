@@ -79,7 +79,7 @@ def _until_training(base: list[str], job: Path, process, variables: dict[str, st
             [*base, "status", str(job), "--json"], env=variables, capture_output=True, timeout=60
         )
         view = json.loads(shown.stdout) if shown.stdout else {}
-        if view.get("state") != "running" or view["position"]["step"] <= 20:
+        if view.get("state") != "running" or (view["position"] or {"step": 0})["step"] <= 20:
             return False
         workers[:] = [one["pid"] for one in view["workers"]]
         return True

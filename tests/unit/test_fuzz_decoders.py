@@ -173,7 +173,6 @@ def fuzz(examples: int = 250) -> Any:
         max_examples=examples,
         derandomize=True,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
 

@@ -362,13 +362,13 @@ def survives(data: bytes) -> Manifest | None:
         return None
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
     assert survives(data) is None
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.data())
 def test_random_damage_to_a_manifest(data: st.DataObject) -> None:
     content = bytearray(encode(MANIFEST))
@@ -394,7 +394,7 @@ def test_a_value_cannot_imitate_the_digest() -> None:
     assert decode_manifest(encode(manifest)).job == odd
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.data())
 def test_random_values_in_a_manifest(data: st.DataObject) -> None:
     content = json.loads(encode(MANIFEST))
@@ -407,7 +407,7 @@ def test_random_values_in_a_manifest(data: st.DataObject) -> None:
         assert decode_manifest(encode(found)) == found
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.text(max_size=60, alphabet=st.sampled_from("ab./\\\0\n ~")))
 def test_no_accepted_path_leads_out(path: str) -> None:
     try:

@@ -306,7 +306,7 @@ journals = st.lists(
 ).map(lambda entries: sorted(entries, key=lambda entry: entry.wall))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(entries=journals, is_running=st.booleans())
 def test_costs_of_any_journal_add_up(entries: list[JournalEntry], is_running: bool) -> None:
     history = history_of(entries, is_running=is_running)

@@ -259,7 +259,7 @@ _entries = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(_entries, max_size=30), st.one_of(st.none(), st.floats(0, 2000)))
 def test_every_second_counts_once(entries: list[JournalEntry], now: float | None) -> None:
     """Spans have no gaps, and the categories add up to the time, for any journal."""

@@ -333,7 +333,7 @@ def worth(kind: ChoiceKind, seconds: dict[ChoiceKind, float], left: float) -> in
     return WORTH[kind] if seconds[kind] <= left else 0
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(situations())
 def test_no_other_action_dominates_the_choice(situation: tuple[Predictor, Outlook]) -> None:
     """No action is at least as good in every case within the margins and better in one."""
@@ -347,7 +347,7 @@ def test_no_other_action_dominates_the_choice(situation: tuple[Predictor, Outloo
         assert not dominated, (choice, other)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(situations())
 def test_a_choice_that_certainly_fits_finishes_in_time(
     situation: tuple[Predictor, Outlook],
@@ -364,7 +364,7 @@ def test_a_choice_that_certainly_fits_finishes_in_time(
         assert seconds[choice.kind] <= given_.grace_left * (1 + 1e-9)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(situations(), st.floats(0.0, 300.0))
 def test_more_grace_never_keeps_less(situation: tuple[Predictor, Outlook], more: float) -> None:
     """At the worst costs, the notice with more time keeps at least as much."""

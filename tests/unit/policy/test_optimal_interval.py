@@ -95,7 +95,7 @@ saves = st.floats(0.0, 1e5)
 times = st.floats(1.0, 1e8)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(saves, times, st.none() | st.floats(0.1, 1e6))
 def test_saves_never_take_more_than_their_share(
     save: float, mtbf: float, current: float | None
@@ -108,7 +108,7 @@ def test_saves_never_take_more_than_their_share(
     assert seconds <= most * (1 + HYSTERESIS) / (1 - HYSTERESIS)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(saves, times, st.floats(0.8, 1.2))
 def test_the_interval_is_stable_under_noise(save: float, mtbf: float, noise: float) -> None:
     """Saves whose cost repeatedly varies by a fifth move the interval at most once."""

@@ -148,7 +148,7 @@ def test_saves_that_vary_by_a_quarter_are_predicted_long_enough() -> None:
     assert short <= 20
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.lists(st.tuples(sizes, durations), min_size=1, max_size=30))
 def test_a_prediction_is_never_below_the_last_measurement(
     measured: list[tuple[int, float]],
@@ -165,7 +165,7 @@ def test_a_prediction_is_never_below_the_last_measurement(
         assert predictor.checked() == predictor
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.sampled_from(Route), sizes, durations), max_size=20))
 def test_a_predictor_survives_a_round_trip_through_json(
     measured: list[tuple[Route, int, float]],

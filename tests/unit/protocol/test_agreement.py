@@ -287,7 +287,7 @@ def who_moves(label: str, before: tuple[int, ...], after: tuple[int, ...]) -> st
     return f"rank {moved[0]}" if moved else label.partition(":")[0]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(job=jobs(), seed=st.integers(0, 2**32))
 def test_larger_jobs_at_random(job: Job, seed: int) -> None:
     wrong, ranks = run_at_random(job, seed)
@@ -295,7 +295,7 @@ def test_larger_jobs_at_random(job: Job, seed: int) -> None:
     assert {rank.at for rank in ranks} <= {"stopped", "completed"}
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(job=jobs(), seed=st.integers(0, 2**32), nodes=st.booleans())
 def test_larger_jobs_with_deaths_at_random(job: Job, seed: int, nodes: bool) -> None:
     deaths = {"node_deaths": 1} if nodes and len(job.nodes) > 1 else {"deaths": 2}

@@ -361,9 +361,7 @@ def test_every_field_is_escaped(job: JobDirectory) -> None:
     assert page.elements[0].tag == "html"
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries=journals)
 def test_any_journal_makes_a_page(job: JobDirectory, entries: list[JournalEntry]) -> None:
     write_journal(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -167,7 +167,6 @@ names = ["start", "launch", "crash", "end", "saved", "save_failed", "drained", "
 keys = ["kind", "exit_code", "reason", "tier", "step", "epoch", "bytes", "seconds", "path"]
 
 
-@settings(deadline=None)  # or a busy machine fails it
 @given(
     st.lists(
         st.tuples(

@@ -43,7 +43,7 @@ def blank(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.full_like(value, 9.0) for name, value in values.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     before=st.integers(1, 6),
