@@ -21,6 +21,7 @@ from elastic_ckpt.errors import BucketRefused
 from tests import s3
 from tests.integration.test_bucket import Bucket, end
 from tests.job import used_samples
+from tests.ports import free_port
 
 WEED, RCLONE, S3RVER = map(s3.program, ("weed", "rclone", "s3rver"))
 AZURITE, CC = s3.program("azurite-blob"), s3.program("cc")
@@ -239,7 +240,7 @@ def test_a_job_in_azure(tmp_path: Path, expected: str, monkeypatch: pytest.Monke
 def test_another_server_that_ignores_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = s3.free_ports(1)[0]
+    port = free_port()
     (tmp_path / "served").mkdir()
     process = subprocess.Popen(
         [str(S3RVER), "-d", str(tmp_path / "served"), "-a", "127.0.0.1", "-p", str(port),
@@ -256,7 +257,7 @@ def test_a_server_that_ignores_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "served" / s3.BUCKET).mkdir(parents=True)
-    port = s3.free_ports(1)[0]
+    port = free_port()
     process = subprocess.Popen(
         [str(RCLONE), "serve", "s3", str(tmp_path / "served"), f"--addr=127.0.0.1:{port}",
          f"--auth-key={s3.KEY},{s3.SECRET}"],

@@ -32,9 +32,8 @@ def test_signal_before_the_limit_is_a_notice_without_the_submitting_environment(
     cluster.environment["SBATCH_EXPORT"] = "NONE"
     home = f"export XDG_STATE_HOME={cluster.root}/home"
     options = ["--time=2", "--signal=B:USR1@70", "--comment", 'a #"b" \\ c']
-    job = Submitted(
-        cluster, LONG, *options, setup=[home, "export MARK='from setup'"], python=wrapper(cluster)
-    )
+    keys = {"setup": [home, "export MARK='from setup'"], "supervisor-python": wrapper(cluster)}
+    job = Submitted(cluster, LONG, *options, **keys)
     shown = cluster.run("scontrol", "write", "batch_script", job.number, "-")
     assert "#SBATCH --time=2\n#SBATCH --signal=B:USR1@70\n" in shown
     assert "#SBATCH --export=NONE  # SBATCH_EXPORT\n" in shown
