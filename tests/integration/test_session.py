@@ -595,6 +595,21 @@ def test_session_that_closes_without_a_step_says_what_it_did_not_see(tmp_path):
     assert "has seen no step" not in run(step_outside_of_batches, str(tmp_path / "b"), 0)
 
 
+def what_is_said(plan: Plan) -> str:
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        train(plan)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("workers", "step", "count"), [(1, 2, 1), (0, 2, 0), (1, 5, 0)])
+def test_other_random_numbers_of_loader_workers_are_said(tmp_path, workers, step, count):
+    """After a restart in the middle of an epoch; five steps are one."""
+    plan = Plan(str(tmp_path), workers=workers, leave=(step, "after"))
+    assert "draw other random numbers" not in run(what_is_said, plan)
+    said = run(what_is_said, replace(plan, leave=None))
+    assert said.count("the loader's workers draw other random numbers") == count
+
+
 # -- the data are the checkpoint's --------------------------------------------------------------
 
 

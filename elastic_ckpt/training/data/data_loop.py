@@ -277,6 +277,12 @@ class DataLoop:
         sampler.order_version = state.position.order_version
         sampler.set_position(state.position.epoch, state.position.sample_start_index)
         now.count = self._whole_groups(now, len(now.loader))
+        resumes = self._unchecked is not None and state.position.sample_start_index > 0
+        if resumes and now.count and not now.in_process:
+            self._runtime.leader_says(
+                "the loader's workers draw other random numbers than before the restart: bit for "
+                "bit only if the data set draws none there (docs/state.md#loaders)"
+            )
 
     def _accumulation(self, now: Pass) -> int:
         if not self._global_batch:
