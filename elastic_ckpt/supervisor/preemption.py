@@ -80,7 +80,9 @@ class Preemption:
 
     @property
     def shown_left(self) -> str:
-        """The time that the notice left when it came."""
+        """The time that the notice left when it came, if that is known."""
+        if self.notice is not None and self.notice.is_guess:
+            return "and asking SLURM how long that may take"
         return f"{self.grace:.0f} s left"
 
     def hold(self, notice: Notice) -> None:

@@ -303,8 +303,7 @@ class Supervisor:
             act = self._emergency.begin if first else self._emergency.choose
             drains = act(self.agent, self.preemption.left(now), slots, now)
         if first:
-            left = "asking SLURM how long" if notice.is_guess else self.preemption.shown_left
-            self.record.move(Event.NOTICE, f"{notice.reason}: saving, {left}")
+            self.record.move(Event.NOTICE, f"{notice.reason}: saving, {self.preemption.shown_left}")
         else:
             known = before is not None and before.is_guess and not notice.is_guess
             if known and self.state is RunState.DRAINING:

@@ -151,14 +151,22 @@ def requeue_hook(code: int) -> int:
     try:
         decision = _retry(requeue_if_asked, job)
     except SlurmRefused as error:
-        click.echo(f"elastic-ckpt: error: {error}", err=True)
+        click.echo(f"elastic-ckpt: error: {error}{_again(job)}", err=True)
         return code  # SLURM itself may act on it
     if code == ExitCode.FINISHED:
         return code
     what = "requeued" if decision.requeue else "not requeued from here"
     hint = f": see elastic-ckpt status {job}" if decision.gave_up else ""
+    hint = _again(job) if decision.cancelled else hint
     click.echo(f"elastic-ckpt: job {job} is {what}: {decision.why}{hint}", err=True)
     return int(ExitCode.FAILED) if decision.gave_up else code
+
+
+def _again(job: str) -> str:
+    """Return how to submit the job again, on a line of its own; empty if that is unknown."""
+    known = find_job(job)
+    submit = printable(known.submit, 200_000) if known is not None else ""
+    return f"; to submit it again:\n  {submit}" if submit else ""
 
 
 def _fruitless_runs(job: str) -> int:
