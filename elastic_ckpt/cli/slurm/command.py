@@ -89,7 +89,8 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
     with job_file_errors(job_file, options):
         checks.check_settings(params, nodes, is_elsewhere=is_elsewhere)
     script = batch_script(job_file.absolute(), params, keys, job)
-    checks.check_syntax(script)
+    with job_file_errors(job_file, options):
+        checks.check_syntax(script)
     if dry_run:
         click.echo(script, nl=False)
         return 0
