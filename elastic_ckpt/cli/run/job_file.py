@@ -122,7 +122,7 @@ def read_job_file(ctx: click.Context, path: Path) -> None:
             ctx.meta.setdefault(_BATCH, {})[key] = value
             continue
         if key not in keys:
-            raise UsageError(f"--config {path}: {_unknown(key, [*keys, *BATCH_KEYS, ENV])}")
+            raise UsageError(f"--config {path}: {_unknown(path, key, [*keys, *BATCH_KEYS, ENV])}")
         parameter = keys[key]
         values[parameter.name or ""] = _typed(path, key, parameter, value)
     ctx.default_map = values
@@ -259,11 +259,16 @@ BATCH_KEYS: Final[Mapping[str, KeyType]] = {
 """The keys of :class:`BatchKeys`, with their types."""
 
 
-def _unknown(key: str, keys: list[str]) -> str:
+def _unknown(path: Path, key: str, keys: list[str]) -> str:
     import difflib
+
+    from elastic_ckpt.cli.slurm.sbatch_options import is_option
 
     close = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
     hint = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(keys)}"
+    if is_option(name := key.replace("_", "-")) and not close:
+        submit = f"elastic-ckpt slurm submit {path.name} -- --{name}=..."
+        hint = f", an option of sbatch, which follows --: {submit}"
     return f"unknown key {printable(key, 80)!r}{hint}"
 
 
