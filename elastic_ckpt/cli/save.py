@@ -13,6 +13,7 @@ from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.place import moved_from
 from elastic_ckpt.jobdir.prediction_file import read_predictor
 from elastic_ckpt.jobdir.save_requests import ask_for_save
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
@@ -116,5 +117,7 @@ def running_records(job: JobDirectory) -> list[NodeRecord]:
     return [
         record
         for record in job_records(job)
-        if record.state not in TERMINAL and record.owner.is_alive() is not False
+        if record.state not in TERMINAL
+        and record.owner.is_alive() is not False
+        and (record.owner.is_alive() is None or not moved_from(job, record))
     ]

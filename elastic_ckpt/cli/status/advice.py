@@ -13,7 +13,8 @@ from elastic_ckpt.jobdir.run_command import PROGRAM, command_line
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import RunState
 
-_RERUN: Final = "rerun the same command"
+RERUN: Final = "rerun the same command"
+"""What :mod:`moved` replaces, where the command is not the same."""
 _ENDED: Final = (RunState.PREEMPTED.value, RunState.FAILED.value)
 _SET_ASIDE: Final = "failed verification"
 """In the message of a run that set too many checkpoints aside."""
@@ -83,7 +84,7 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
     if record is None:
         return Advice()
     rerun = tuple(filter(None, [record.command.line() if record.command else ""]))
-    again = f"{_RERUN}{_place(found)}: it {_resumes(found)}"
+    again = f"{RERUN}{_place(found)}: it {_resumes(found)}"
     if found.state == RunState.FAILED.value:
         special = _by_message(job, found, record, again, rerun)
         if special is not None:
@@ -96,7 +97,7 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
         return _after_failure(job, record, again, rerun)
     managed = record.command is None or record.command.is_managed
     unless = ", unless systemd or SLURM does" if found.state == RunState.PREEMPTED.value else ""
-    return Advice(again.replace(_RERUN, f"{_RERUN}{unless if managed else ''}", 1), rerun)
+    return Advice(again.replace(RERUN, f"{RERUN}{unless if managed else ''}", 1), rerun)
 
 
 def _by_message(
@@ -109,7 +110,7 @@ def _by_message(
         text = "nothing is to be done here: another run continues the job; see how it is:"
         return Advice(text, (command_line("status", job.root),))
     if _GONE in record.message:
-        text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
+        text = f"put the directory back, then {RERUN}; as it is now, it {_resumes(found)}"
         return Advice(text, rerun)
     if _NOT_MOVED in record.message:
         return Advice("correct --complete-when in this command:" if rerun else "", rerun)

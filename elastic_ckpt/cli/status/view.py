@@ -13,6 +13,7 @@ from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import Situation, advise
 from elastic_ckpt.cli.status.disk import filling
+from elastic_ckpt.cli.status.moved import Moved, of_this_directory
 from elastic_ckpt.cli.status.nodes import (
     LeftOutView,
     NodeView,
@@ -188,9 +189,10 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         history: what the job's journal holds, if it was read already.
     """
     records = job_records(job)
-    record = shown_record(records)
-    alive = record.owner.is_alive() if record else False
-    run = [one for one in records if record and one.run_id == record.run_id]
+    record, where = of_this_directory(job, shown_record(records))
+    alive = record.owner.is_alive() if record and not where.run_is_elsewhere else False
+    here = record is not None and not where.run_is_elsewhere
+    run = [one for one in records if here and record and one.run_id == record.run_id]
     boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     newest, passed_over = newest_and_rejected(job, record.memory if record else "")
@@ -203,7 +205,10 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     now = time.time() if running else None
     goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
-    state, message = _state(record, alive, beat) if record is not None else _unsupervised(job)
+    if record is not None:
+        state, message = _state(record, alive, beat, where)
+    else:
+        state, message = _unsupervised(job)
     newest_save = last_save(history)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
@@ -222,7 +227,9 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     )  # fmt: skip
     warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
-    advice = advise(job, Situation(state, record, newest, bool(rejected), save_error))
+    advice = where.advice(
+        advise(job, Situation(state, record, newest, bool(rejected), save_error)), state
+    )
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
@@ -306,9 +313,13 @@ def _unsupervised(job: JobDirectory) -> tuple[str, str]:
     return "unknown", "no supervisor has run here"
 
 
-def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tuple[str, str]:
+def _state(
+    record: NodeRecord, alive: bool | None, beat: Heartbeat | None, where: Moved
+) -> tuple[str, str]:
     if record.state in TERMINAL:
         return record.state.value, record.message
+    if where.run_is_elsewhere:
+        return "dead", where.message
     if alive is False:
         gone = f"the supervisor (pid {record.owner.pid}) was killed, or its disk failed,"
         return "dead", f"{gone} while it was {record.state.value}"
