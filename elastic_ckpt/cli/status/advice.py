@@ -133,9 +133,12 @@ def _after_failure(
     if last is not None and last.kind == FailureClass.STORAGE.value:
         doctor = command_line("doctor", job.root)
         return Advice(f"fix the storage (elastic-ckpt doctor), then {again}", (doctor, *rerun))
-    words = failure_command(record)
-    text = f"see why it failed ({PROGRAM} {' '.join(words)}), fix that, then {again}"
-    return Advice(text, (command_line(*words, job.root), *rerun))
+    shown = [failure_command(record)]
+    words, stacks = " ".join(shown[0]), ""
+    if last is not None and last.kind == FailureClass.HANG.value and shown[0] != ("report",):
+        shown, stacks = [*shown, ("report",)], "; the report shows each rank's stack"
+    text = f"see why it failed ({PROGRAM} {words}{stacks}), fix that, then {again}"
+    return Advice(text, (*(command_line(*one, job.root) for one in shown), *rerun))
 
 
 def _after_bad_data(

@@ -210,12 +210,12 @@ def save_command(job: JobDirectory, error: str) -> str:
 
 def failure_command(record: NodeRecord) -> tuple[str, ...]:
     """Return the command, without the directory, that shows why a job failed: what the failed rank
-    printed; where each rank was for a hang; what our own processes did if nothing was printed."""
+    printed; if it printed nothing, where each rank was for a hang, else what our own processes did.
+    """
     last = record.last_failure
-    if last is not None and last.kind == FailureClass.HANG.value:
-        return ("report",)
     if last is None or not last.tail:
-        return ("logs", "--processes", "--last")
+        hung = last is not None and last.kind == FailureClass.HANG.value
+        return ("report",) if hung else ("logs", "--processes", "--last")
     return ("logs", "--last", *(("--rank", str(last.rank)) if last.rank >= 0 else ()))
 
 

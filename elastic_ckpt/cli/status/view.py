@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import msgspec
+from msgspec.structs import replace
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
 from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
@@ -48,6 +49,7 @@ from elastic_ckpt.jobdir.node_record import (
     job_records,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.worker_logs import log_files
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
@@ -189,7 +191,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         history: what the job's journal holds, if it was read already.
     """
     records = job_records(job)
-    record, where = of_this_directory(job, shown_record(records))
+    record, where = of_this_directory(job, _with_last_lines(job, shown_record(records)))
     alive = record.owner.is_alive() if record and not where.run_is_elsewhere else False
     here = record is not None and not where.run_is_elsewhere
     run = [one for one in records if here and record and one.run_id == record.run_id]
@@ -282,6 +284,16 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         time=goodput,
         mirror=record.mirror if record else "",
     )
+
+
+def _with_last_lines(job: JobDirectory, record: NodeRecord | None) -> NodeRecord | None:
+    """Return the record with what the rank that hung printed last, if another node had it."""
+    last = record.last_failure if record is not None else None
+    if record is None or last is None or last.tail or last.kind != FailureClass.HANG.value:
+        return record
+    found = (one for one in log_files(job) if one.incarnation == record.incarnation)
+    tail = next((one.tail() for one in found if one.rank == last.rank), ())
+    return replace(record, last_failure=replace(last, tail=tail))
 
 
 def _step_size(slots: list[Slot]) -> str:

@@ -71,6 +71,7 @@ class Workers:
         self._known: set[int] = set()  # local ranks whose pid is known
         self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
         self._culprit: Slot | None = None
+        self._hung = -1
         self._woken_at = 0
         self._all_left_at: float | None = None
         self._gone_at: float | None = None  # when the last worker was gone
@@ -215,8 +216,9 @@ class Workers:
         self.kill()
         self.noticed_at = time.monotonic_ns()
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to every worker."""
+    def kill(self, number: int = signal.SIGKILL, hung: int = -1) -> None:
+        """Send a signal to every worker; ``hung`` is the rank that is to blame, -1 for none."""
+        self._hung = max(self._hung, hung)
         sent = [
             process.pid for process in list(WorkerProcess.started) if process.send_signal(number)
         ]
@@ -243,7 +245,8 @@ class Workers:
     def first_failed(self, slots: list[Slot]) -> Slot:
         """Return the worker whose failure caused the others'."""
         failed = (slot for slot in slots if slot.outcome is Outcome.FAILED)
-        return self._culprit or next(failed, slots[0])
+        hung = next((slot for slot in slots if slot.rank == self._hung >= 0), None)
+        return hung or self._culprit or next(failed, slots[0])
 
     def explain(self, failed: Slot, failures: Mapping[int, Any]) -> tuple[int, str]:
         """Return the exit code and one line for a failed worker; see ``verdict.py``. Torch elastic
@@ -291,7 +294,7 @@ class Workers:
         self._pidfds.clear()
         self._known.clear()
         self._culprit = self._all_left_at = self._gone_at = self._killed_at = None
-        self._silent = self._warned = False
+        self._silent, self._warned, self._hung = False, False, -1
         self.failed_at = self.noticed_at = 0
         kill_all(
             process

@@ -27,6 +27,7 @@ from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessId
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.jobdir.run_command import RunCommand
+from elastic_ckpt.jobdir.worker_logs import LogWriter
 from elastic_ckpt.journal.line import encode_line
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
@@ -102,6 +103,12 @@ def aside(job: JobDirectory) -> None:
     set_aside(job, job.checkpoint(0, 60), f"{MODEL} is damaged")
 
 
+def printed(job: JobDirectory) -> None:
+    """Let ranks 0 and 1 have printed something."""
+    for rank in (0, 1):
+        LogWriter(job, 1, rank).write(f"rank {rank}: downloading\n".encode())
+
+
 SAVE_FAILED = ("save_failed", {"step": 80, "error": FULL})
 SAVED = ("saved", {"step": 60, "epoch": 0, "tier": "disk", "reason": "interval", "seconds": 0.1})
 PREEMPTED, FAILED, FINISHED = RunState.PREEMPTED, RunState.FAILED, RunState.FINISHED
@@ -147,7 +154,16 @@ ENDINGS = [
          commands=("elastic-ckpt logs --processes --last {job}", RERUN)),
     Case("it hung too often", FAILED, 70, "", {
          "last_failure": failure(1, "hang", "no progress for 60 s in step 9", "step 8")},
-         advice="see why it failed", commands=("elastic-ckpt report {job}", RERUN), exit_code=2),
+         advice="see why it failed (elastic-ckpt logs --last --rank 1; the report shows each "
+         "rank's stack), fix that, then rerun", exit_code=2, commands=(
+         "elastic-ckpt logs --last --rank 1 {job}", "elastic-ckpt report {job}", RERUN)),
+    Case("it hung on another node", FAILED, 70, "", {
+         "last_failure": failure(1, "hang", "no progress for 60 s in step 9")}, prepare=printed,
+         advice="see why it failed (elastic-ckpt logs --last --rank 1;", exit_code=2, commands=(
+         "elastic-ckpt logs --last --rank 1 {job}", "elastic-ckpt report {job}", RERUN)),
+    Case("it hung in silence", FAILED, 70, "", {
+         "last_failure": failure(1, "hang", "no progress for 60 s in step 9")}, exit_code=2,
+         advice="see why it failed", commands=("elastic-ckpt report {job}", RERUN)),
     Case("the storage failed", FAILED, 70, "", {
          "last_failure": failure(0, "storage", "StorageFailed: rank 0 could not load", "x")},
          advice=f"fix the storage (elastic-ckpt doctor), then {FROM_60}", exit_code=2,
@@ -432,3 +448,25 @@ def test_a_healthy_page_says_what_where_since_when_and_what_a_loss_costs(
     assert lines[2].startswith("newest     step 60, ") and "on disk" in lines[2]
     assert lines[3].startswith("at risk    40 steps, ")
     assert "s ago: failure, rank 1 (signal): killed by SIGKILL" in lines[4]
+
+
+def test_of_a_hang_the_rank_to_blame_is_shown_with_all_stacks(job: JobDirectory) -> None:
+    stacks = {"0": ["all_reduce (torch/distributed/c10d.py:1)"], "1": ["recv", "get (train.py:7)"]}
+    case = Case(
+        "", FAILED, 70, "step 9 failed 3 times",
+        {"last_failure": failure(1, "hang", "no progress")},
+        journal=(
+            ("start", {}), ("launch", {"incarnation": 1}),
+            ("hang", {"rank": 1, "stacks": stacks}), ("ended", {"kind": "crashed", "rank": 1}),
+            ("crash", {"rank": 1, "kind": "hang", "message": "no progress"}),
+        ),
+        prepare=printed, exit_code=2,
+    )  # fmt: skip
+    text = put(job, case)
+    assert "rank 1: downloading" in text and "rank 0: downloading" not in text
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(page(gather(job), 200, verbose=True))
+    for line in ("rank 1: downloading", "rank 0: all_reduce", "rank 1: get (train.py:7)"):
+        assert line in captured.get()
+    assert "rank 0: downloading" not in captured.get()

@@ -61,6 +61,19 @@ def test_worker_that_sigkill_does_not_end_is_named_and_ends_the_run(
     assert workers.stuck() == []
 
 
+@pytest.mark.parametrize(("hung", "first"), [(-1, 0), (1, 1), (7, 0)])
+def test_of_workers_killed_in_a_hang_the_one_to_blame_failed_first(
+    monkeypatch: pytest.MonkeyPatch, hung: int, first: int
+) -> None:
+    monkeypatch.setattr(WorkerProcess, "started", [])
+    board = Board.create(2)
+    for rank in (0, 1):
+        board.rank_slot(rank).launched(rank, os.getpid())
+    workers = Workers(board, selectors.DefaultSelector())
+    workers.kill(hung=hung)
+    assert workers.first_failed(board.read_slots()).rank == first
+
+
 @pytest.mark.parametrize(
     ("command", "says"), [("true", []), ("./no-such.sh 2>&-", ["exit code 127"]), ("kill -9 $$",
      ["killed by SIGKILL"])],
