@@ -16,6 +16,7 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.journal.cost import Cost
 from elastic_ckpt.journal.history_types import Interruption, NoticeKind
 from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.protocol.stepless import NO_SESSION
 from elastic_ckpt.util.units import human_duration
 
 Tone = Literal["", "amber", "red"]
@@ -53,6 +54,10 @@ def answers(material: Material) -> list[Answer]:
 def _lost(material: Material) -> Found:
     if not material.history.is_supervised:
         return _UNKNOWN
+    if _saves_nothing(material):
+        running = material.status.state in ("starting", "running")
+        verdict = "Nothing is being saved" if running else "All that was trained"
+        return "red", verdict, [f"{_capitalized(NO_SESSION)}.", "Each start begins at step 0."]
     killed = sum(run.killed for run in material.history.runs)
     unseen = [f"The last 30 s of {plural(killed, 'killed run')} may be missing here."]
     unseen = unseen if killed else []
@@ -70,6 +75,13 @@ def _lost(material: Material) -> Found:
         if seconds < _NEGLIGIBLE_SECONDS:
             sentences.append("No preemption lost anything.")
     return "amber", verdict, sentences + unseen
+
+
+def _saves_nothing(material: Material) -> bool:
+    """Return whether the script has no Session, and its work was not done."""
+    status = material.status
+    lacks = any(one.sessionless and not one.saves_itself for one in material.records)
+    return lacks and status.newest_intact is None and status.state != "finished"
 
 
 def _why(material: Material) -> Found:

@@ -163,7 +163,10 @@ def _place(found: Situation) -> str:
 
 def _resumes(found: Situation) -> str:
     if found.newest is None:
-        return "starts at step 0"
+        record = found.record
+        never = record is not None and record.sessionless and not record.saves_itself
+        until = ", as each rerun does until the script creates a Session"
+        return f"starts at step 0{until * never}"
     if not found.newest.own:
         return f"resumes from step {found.newest.step}"
     name, command = found.newest.path.name, found.record.command if found.record else None

@@ -216,6 +216,12 @@ def test_an_empty_directory(tmp_path: Path) -> None:
     assert (page.count("failure"), page.count("notice"), page.count("save")) == (0, 0, 0)
 
 
+def test_without_a_session_all_is_lost(job: JobDirectory) -> None:
+    write_journal(job, [*DISTURBED, end(154, "preempted", 76)])
+    record(job, RunState.PREEMPTED, is_alive=False, exit_code=76, sessionless=True)
+    assert "All that was trained The script creates no Session" in page_of(job).answer("lost")
+
+
 def test_a_job_that_was_preempted(job: JobDirectory) -> None:
     """Every number follows from ``DISTURBED``."""
     write_journal(job, [*DISTURBED, end(154, "preempted", 75)])
