@@ -22,7 +22,13 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import ended_early, outcome_of_zero
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.agent.launch import WorkerProcess
-from elastic_ckpt.supervisor.agent.verdict import StuckWorker, exit_text, explain, signal_name
+from elastic_ckpt.supervisor.agent.verdict import (
+    BY_OTHERS,
+    StuckWorker,
+    exit_text,
+    explain,
+    signal_name,
+)
 from elastic_ckpt.util.outlet import print_error
 from elastic_ckpt.util.processes import (
     copies,
@@ -72,6 +78,7 @@ class Workers:
         self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
         self._culprit: Slot | None = None
         self._hung = -1
+        self._killed_before = False  # SIGKILL was sent from here before one failed
         self._woken_at = 0
         self._all_left_at: float | None = None
         self._gone_at: float | None = None  # when the last worker was gone
@@ -210,7 +217,7 @@ class Workers:
             self._board.rank_slot(slot.local_rank).leave(outcome)
 
     def _blame(self, slot: Slot) -> None:
-        self._culprit = slot
+        self._culprit, self._killed_before = slot, self._killed_at is not None
         self.failed_at = slot.left or self._woken_at
         self._board.abort(self._board.flag)
         self.kill()
@@ -254,7 +261,9 @@ class Workers:
         failure = failures.get(failed.rank)
         if not failed.pid:  # no worker reached the board: torch elastic's record is all there is
             failure = next(iter(failures.values()), None)
-        return explain(failed, _exit_status(failed.pid), failure)
+        status, message = explain(failed, _exit_status(failed.pid), failure)
+        ours = self._killed_at is not None if self._culprit is None else self._killed_before
+        return status, message + BY_OTHERS * (status == -signal.SIGKILL and not ours)
 
     def in_background(self, template: int) -> int:
         """Return the pid of a copy of a worker that put itself into the background; 0 if none is.
