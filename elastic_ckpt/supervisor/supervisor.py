@@ -370,6 +370,7 @@ class Supervisor:
             self.agent.send(Kill())
         at_once = self.preemption.stops_at_once
         why = "stopped at once" if at_once else "the deadline came before all had left"
+        why += f"; the last save failed: {self.saves.failed}" if self.saves.failed else ""
         self.shutdown.preempt_now(Event.EXPIRED, why, stepped=stepped)
 
     # -- reporting ------------------------------------------------------------------------------

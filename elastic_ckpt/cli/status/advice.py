@@ -148,7 +148,15 @@ def _after_bad_data(
         shown = command_line("list", job.root)
         return Advice(f"fix the storage (elastic-ckpt list), then {again}", (shown, *rerun))
     other = "; to train on other data or state, run with an empty --dir"
-    return Advice(f"correct what the message says does not match, then {again}{other}", rerun)
+    correct, trained = "correct what the message says does not match", record.trained
+    if trained is None or record.command is None:
+        return Advice(f"{correct}, then {again}{other}", rerun)
+    if trained.argv == record.command.argv:
+        changed = ": the command is that of the run before, so what it reads has changed"
+        return Advice(f"{correct}{changed}; then {again}{other}", rerun)
+    goes_on = again.partition(": ")[2]
+    text = f"{correct}; it was trained with the command below, with which {goes_on}{other}"
+    return Advice(text, (trained.line(),))
 
 
 def _place(found: Situation) -> str:

@@ -65,7 +65,8 @@ def of_this_directory(
     place = moved_from(job, record)
     if record is None or record.command is None or not place:
         return record, Moved()
-    here = replace(record, command=record.command.at(str(job.home)))
+    trained = record.trained.at(str(job.home)) if record.trained is not None else None
+    here = replace(record, command=record.command.at(str(job.home)), trained=trained)
     is_local = record.owner.is_alive() is not None  # of another host the mounts may differ
     if record.state in TERMINAL or not is_local:
         return here, Moved(place)

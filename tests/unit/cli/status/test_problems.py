@@ -20,7 +20,7 @@ from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.cli.status import disk
 from elastic_ckpt.cli.status import view as status_view
 from elastic_ckpt.cli.status.page import page
-from elastic_ckpt.cli.status.view import gather
+from elastic_ckpt.cli.status.view import NewestView, gather
 from elastic_ckpt.cli.status.workers import worker_views
 from elastic_ckpt.jobdir.left_out import LeftOutNode, write_left_out
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessIdentity
@@ -144,6 +144,14 @@ ENDINGS = [
     Case("the wrong data set", FAILED, 65, "the data set is another one", exit_code=2,
          advice=f"correct what the message says does not match, then {FROM_60}; to train on other",
          commands=(RERUN,)),
+    Case("other data than the run that trained", FAILED, 65, "the data set is another one", {
+         "trained": RunCommand(("elastic-ckpt", "run", "--dir", "ck", "t.py", "--data", "9"), "/")},
+         advice="correct what the message says does not match; it was trained with the command "
+         "below, with which it resumes from step 60; to train on other", exit_code=2,
+         commands=("cd / && elastic-ckpt run --dir ck t.py --data 9",)),
+    Case("other data by the same command", FAILED, 65, "the data set is another one", {
+         "trained": RunCommand(tuple(RERUN.partition("&& ")[2].split()), "/work")}, exit_code=2,
+         advice=f"so what it reads has changed; then {FROM_60}", commands=(RERUN,)),
     Case("the budget is spent", FAILED, 70, "4 failures without progress: rank 1 failed", {
          "last_failure": failure(1, "error", "ValueError: nan", "Traceback", "ValueError: nan")},
          advice=f"(elastic-ckpt logs --last --rank 1), fix that, then {FROM_60}", exit_code=2,
@@ -480,3 +488,16 @@ def test_of_a_hang_the_rank_to_blame_is_shown_with_all_stacks(job: JobDirectory)
     for line in ("rank 1: downloading", "rank 0: all_reduce", "rank 1: get (train.py:7)"):
         assert line in captured.get()
     assert "rank 0: downloading" not in captured.get()
+
+
+def test_what_is_said_of_the_newest_is_not_read_as_of_the_one_on_the_disk(
+    job: JobDirectory,
+) -> None:
+    view = gather(job)
+    newest = NewestView(256, "/m", "memory", 921_500, 32.0, "emergency", False)
+    on_disk = NewestView(100, "/d", "disk", 4000, 90.0, "interval", False)
+    shown = msgspec.structs.replace(view, newest_intact=newest, newest_on_disk=on_disk)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(page(shown, 200))
+    assert captured.get().rstrip().endswith("step 256, 32 s old, in memory; on disk: step 100")
