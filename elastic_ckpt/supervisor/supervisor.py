@@ -302,7 +302,8 @@ class Supervisor:
             act = self._emergency.begin if first else self._emergency.choose
             drains = act(self.agent, self.preemption.left(now), slots, now)
         if first:
-            message = f"{notice.reason}: saving, {self.preemption.grace:.0f} s left"
+            twice = "; Ctrl-C twice within 3 s stops at once" * (notice.reason == "SIGINT")
+            message = f"{notice.reason}: saving, {self.preemption.grace:.0f} s left{twice}"
             self.record.move(Event.NOTICE, message)
         else:
             self.record.update()

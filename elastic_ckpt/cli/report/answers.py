@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from elastic_ckpt.cli.report.material import Material
 from elastic_ckpt.cli.report.words import CATEGORIES, CAUSES, CLASSES, plural, share, span
 from elastic_ckpt.cli.status.view import NewestView
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.run_command import PROGRAM
 from elastic_ckpt.journal.cost import Cost
 from elastic_ckpt.journal.history_types import Interruption, NoticeKind
 from elastic_ckpt.journal.time_account import Category
@@ -24,6 +26,9 @@ Tone = Literal["", "amber", "red"]
 
 Found = tuple[Tone, str, list[str]]
 """Tone, verdict and sentences of an answer."""
+
+_TYPED: Final = re.compile(rf" \({PROGRAM} [^)]*\)|: {PROGRAM} [a-z]+")
+"""A command in an advice, which is shown in full below it."""
 
 _NEGLIGIBLE_SECONDS: Final = 0.05
 _QUOTED: Final = 90  # characters of a message
@@ -67,6 +72,9 @@ def _lost(material: Material) -> Found:
     steps = sum(cost.lost_steps for cost in material.costs if cost.lost_steps is not None)
     verdict = plural(steps, "step") if steps else "Work since the last save"
     sentences = ["Trained again after an interruption." if steps else "It will be trained again."]
+    last = material.costs[-1] if material.costs else None
+    if steps and last is not None and last.lost_seconds > 0 and last.lost_steps is None:
+        sentences.append("What was lost last has not been trained again.")
     worst = max(material.failures, key=lambda one: one[2].lost_seconds, default=None)
     if worst is not None and len(material.failures) > 1 and worst[2].lost_seconds > 0:
         sentences.append(f"The most in {worst[0]}.")
@@ -137,9 +145,14 @@ def _safe(material: Material) -> Found:
         steps = "" if risk.steps is None else f"{plural(risk.steps, 'step')}, "
         sentences.append(f"If the node died now: {steps}{span(risk.seconds)} to repeat.")
     if status.advice:
-        typed = f" {status.commands[0]}" if status.advice.endswith(":") and status.commands else ""
-        sentences.append(f"{_capitalized(status.advice)}{typed or '.'}")
+        advice = _TYPED.sub("", status.advice).rstrip(":")
+        sentences.append(f"{_capitalized(advice)}.")
     return tone, verdict, sentences
+
+
+def typed(material: Material) -> list[str]:
+    """Return the commands to type that look at the job; the run's own may hold secrets."""
+    return [line for line in material.status.commands if line.startswith(f"{PROGRAM} ")]
 
 
 def _safety(material: Material) -> tuple[Tone, str]:

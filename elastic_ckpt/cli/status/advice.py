@@ -19,6 +19,9 @@ _ENDED: Final = (RunState.PREEMPTED.value, RunState.FAILED.value)
 _SET_ASIDE: Final = "failed verification"
 """In the message of a run that set too many checkpoints aside."""
 
+FIX_STORAGE: Final = ": fix the storage, then rerun"
+"""The beginning of what that message advises."""
+
 _GONE: Final = "is not there any more"
 """In the message of a run whose directory was moved, deleted or unmounted."""
 
@@ -30,6 +33,9 @@ _NOT_STORED: Final = "the work is done, but "
 
 _STUCK: Final = " after SIGKILL, with its GPU "
 """In the message of a run of which a worker could not be killed."""
+
+_USAGE: Final = "exit code 2"
+"""The message of a rank whose script refused its arguments, as argparse does."""
 
 _SCRIPT: Final = "SCRIPT.py"
 
@@ -133,12 +139,29 @@ def _after_failure(
     if last is not None and last.kind == FailureClass.STORAGE.value:
         doctor = command_line("doctor", job.root)
         return Advice(f"fix the storage (elastic-ckpt doctor), then {again}", (doctor, *rerun))
+    if misplaced := _misplaced(record):
+        many = len(misplaced) > 1
+        what = "are options of run, and must" if many else "is an option of run, and must"
+        text = f"{', '.join(misplaced)} {what} stand before the script; correct that in:"
+        return Advice(text, rerun)
     shown = [failure_command(record)]
     words, stacks = " ".join(shown[0]), ""
     if last is not None and last.kind == FailureClass.HANG.value and shown[0] != ("report",):
         shown, stacks = [*shown, ("report",)], "; the report shows each rank's stack"
     text = f"see why it failed ({PROGRAM} {words}{stacks}), fix that, then {again}"
     return Advice(text, (*(command_line(*one, job.root) for one in shown), *rerun))
+
+
+def _misplaced(record: NodeRecord) -> list[str]:
+    """Return the options of ``run`` that stand after a script which refused its arguments."""
+    last, command = record.last_failure, record.command
+    if last is None or command is None or last.message != _USAGE:
+        return []
+    from elastic_ckpt.cli.run.command import command as run
+
+    own = {flag for one in run.params for flag in one.opts if flag.startswith("--")}
+    given = dict.fromkeys(word.partition("=")[0] for word in command.script)
+    return [word for word in given if word in own and word != "--help"]
 
 
 def _after_bad_data(

@@ -170,8 +170,8 @@ def _aside(job: JobDirectory, found: Observed) -> Iterator[Problem]:
     state = found.record.state if found.record is not None else None
     if found.passed_over and newest is None:
         text = "there are checkpoints, and none is intact: a restart has nothing to load"
-        first = found.passed_over[0]
-        why = f"; {first.path.name}: {first.why}"
+        first = max(found.passed_over, key=lambda one: (one.epoch, one.step))
+        why = f"; the newest, of step {first.step}: {first.why}"
         yield Problem(f"{text}{why}", shown, text if found.running else "")
     if newest is None or state is RunState.FINISHED:
         return

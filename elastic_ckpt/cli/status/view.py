@@ -12,7 +12,7 @@ from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status import progress as work
-from elastic_ckpt.cli.status.advice import Situation, advise
+from elastic_ckpt.cli.status.advice import FIX_STORAGE, Situation, advise
 from elastic_ckpt.cli.status.disk import filling
 from elastic_ckpt.cli.status.moved import Moved, of_this_directory
 from elastic_ckpt.cli.status.nodes import (
@@ -212,6 +212,8 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     else:
         state, message = _unsupervised(job)
     newest_save = last_save(history)
+    if newest is None and passed_over:
+        message = message.partition(FIX_STORAGE)[0]  # there is no older one to resume from
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
     left_out = left_out_views(job, record, run)

@@ -114,6 +114,8 @@ SAVED = ("saved", {"step": 60, "epoch": 0, "tier": "disk", "reason": "interval",
 PREEMPTED, FAILED, FINISHED = RunState.PREEMPTED, RunState.FAILED, RunState.FINISHED
 FROM_60 = "rerun the same command: it resumes from step 60"
 
+MISPLACED = ("elastic-ckpt", "run", "--dir", "ck", "t.py", "--keep-last", "3", "--x")
+
 ENDINGS = [
     Case("finished", FINISHED, 0, advice="nothing is left to do; its checkpoints:",
          commands=("elastic-ckpt list {job}",)),
@@ -135,7 +137,8 @@ ENDINGS = [
          wrong=(f"the checkpoint of step 80 is damaged ({MODEL} is missing): a restart resumes",),
          advice=FROM_60, commands=("elastic-ckpt list {job}", RERUN)),
     Case("no checkpoint is intact", FAILED, 65, steps=(-60,), exit_code=2,
-         wrong=("there are checkpoints, and none is intact: a restart has nothing to load; epoch",),
+         wrong=("there are checkpoints, and none is intact: a restart has nothing to load; the "
+         "newest, of step",),
          advice="a rerun would end the same way",
          commands=("elastic-ckpt list {job}", "elastic-ckpt list {job}")),
     Case("two checkpoints were damaged", FAILED, 65, "2 checkpoints in a row failed verification",
@@ -144,6 +147,14 @@ ENDINGS = [
     Case("the wrong data set", FAILED, 65, "the data set is another one", exit_code=2,
          advice=f"correct what the message says does not match, then {FROM_60}; to train on other",
          commands=(RERUN,)),
+    Case("an option of run after the script", FAILED, 70, "no retry: rank 0 failed: exit code 2", {
+         "command": RunCommand(MISPLACED, "/", options=4),
+         "last_failure": failure(0, "start-up", "exit code 2", "usage: t.py [--x]")}, exit_code=2,
+         advice="--keep-last is an option of run, and must stand before the script; correct that",
+         commands=("cd / && elastic-ckpt run --dir ck t.py --keep-last 3 --x",)),
+    Case("an option that is not run's", FAILED, 70, "no retry: rank 0 failed: exit code 2", {
+         "last_failure": failure(0, "start-up", "exit code 2", "usage: t.py [--x]")}, exit_code=2,
+         advice="see why it failed", commands=("elastic-ckpt logs --last --rank 0 {job}", RERUN)),
     Case("other data than the run that trained", FAILED, 65, "the data set is another one", {
          "trained": RunCommand(("elastic-ckpt", "run", "--dir", "ck", "t.py", "--data", "9"), "/")},
          advice="correct what the message says does not match; it was trained with the command "
@@ -501,3 +512,12 @@ def test_what_is_said_of_the_newest_is_not_read_as_of_the_one_on_the_disk(
     with console.capture() as captured:
         console.print(page(shown, 200))
     assert captured.get().rstrip().endswith("step 256, 32 s old, in memory; on disk: step 100")
+
+
+def test_no_older_checkpoint_is_promised_where_none_is_intact(job: JobDirectory) -> None:
+    aside = "2 checkpoints in a row failed verification and were moved to q"
+    told = f"{aside}: fix the storage, then rerun the same command to resume from an older one"
+    text = put(job, Case("", FAILED, 65, told, steps=(-60,), exit_code=2))
+    assert aside in text and "fix the storage" not in text
+    make_checkpoint(job, 40)
+    assert told in shown(job)
