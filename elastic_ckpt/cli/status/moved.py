@@ -41,7 +41,7 @@ class Moved(NamedTuple):
         if self._continues:
             return f"{moved}: the run continues there"
         if run is not None and run.state in TERMINAL:
-            return f"{moved}: the run ended there, {run.state.value}: {run.message}"
+            return f"{moved}: the run ended there: {run.message}"
         return f"{moved}: how the run ended is not known here"
 
     def advice(self, found: Advice, state: str) -> Advice:

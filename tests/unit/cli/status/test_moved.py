@@ -70,7 +70,7 @@ def test_after_a_run_the_command_is_for_the_directory_that_was_asked(
         (None, "how the run ended is not known here"),
         ({"state": RunState.RUNNING}, "the run continues there"),
         ({"state": RunState.PREEMPTED, "message": "preempted, saved"},
-         "the run ended there, preempted: preempted, saved"),
+         "the run ended there: preempted, saved"),
     ],
 )  # fmt: skip
 def test_a_run_that_was_in_it_was_not_killed(
