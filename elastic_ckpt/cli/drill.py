@@ -20,6 +20,7 @@ from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
 from elastic_ckpt.cli.save import predicted_seconds, running_records, saved_now
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.journal.bucket_events import Mirrored
 from elastic_ckpt.journal.journal import read_journal
 from elastic_ckpt.util.units import human_bytes, human_duration
@@ -115,8 +116,8 @@ def _rehearse(
         # The step was already saved, so nothing was measured.
         if time.monotonic() > limit:
             raise NotAnswered(
-                "the job has finished no step since its newest checkpoint: see elastic-ckpt "
-                "status, or wait longer with --timeout"
+                "the job has finished no step since its newest checkpoint: see "
+                f"{command_line('status', directory)}, or wait longer with --timeout"
             )
         time.sleep(0.1)
     return Drill(

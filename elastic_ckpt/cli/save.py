@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -13,10 +14,13 @@ from elastic_ckpt.cli.progress.live_line import LiveLine, live_line
 from elastic_ckpt.errors import NotAnswered, UsageError
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.place import moved_from
 from elastic_ckpt.jobdir.prediction_file import read_predictor
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.jobdir.save_requests import ask_for_save
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.protocol.run_state import TERMINAL
+from elastic_ckpt.protocol.stepless import CREATE_ONE
 
 
 @click.command("save")
@@ -46,9 +50,9 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float, line: LiveLine
 
     Raises:
         UsageError: no job is running.
-        NotAnswered: no checkpoint was saved in time.
+        NotAnswered: no checkpoint was saved in time, or the script has no Session.
     """
-    running = running_records(job)
+    running, see = running_records(job), f"see {command_line('status', directory)}"
     if not running:
         raise UsageError(f"no job is running in {directory}: start one with elastic-ckpt run")
     slots = [slot for record in running for slot in read_slots(record) if slot.attached]
@@ -61,7 +65,8 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float, line: LiveLine
     try:
         while time.monotonic() < limit:
             # Read first, so that the checkpoint it may have left is seen below.
-            ended = not running_records(job)
+            _require_session(running_now := running_records(job))
+            ended = not running_now
             newest = newest_of_job(job)
             # If its step is sealed already, that checkpoint answers the request.
             reached_it = newest and newest.session == session and newest.step >= reached > 0
@@ -73,14 +78,12 @@ def saved_now(job: JobDirectory, directory: Path, timeout: float, line: LiveLine
             if newest and (reached_it or is_new):
                 return newest
             if ended:
-                raise NotAnswered(
-                    "the job has ended without a new checkpoint: see elastic-ckpt status"
-                )
+                raise NotAnswered(f"the job has ended without a new checkpoint: {see}")
             line.wait(expected, timeout)
             time.sleep(0.1)
     finally:
         request.unlink(missing_ok=True)
-    raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: see elastic-ckpt status")
+    raise NotAnswered(f"no new checkpoint within {timeout:.0f} s: {see}")
 
 
 def predicted_seconds(job: JobDirectory, record: NodeRecord) -> float | None:
@@ -95,6 +98,15 @@ def predicted_seconds(job: JobDirectory, record: NodeRecord) -> float | None:
     uploads = bool(record.bucket)
     outlook = Outlook(record.grace, rest, predictor.last_bytes, uploads=uploads)
     return save_seconds(predictor, outlook)
+
+
+def _require_session(running: Sequence[NodeRecord]) -> None:
+    """Raise NotAnswered if the script has run for a minute without a Session."""
+    if any(one.sessionless and not one.saves_itself for one in running):
+        raise NotAnswered(
+            "the script has created no Session, so there is nothing to save: "
+            f"{CREATE_ONE} ({command_line('run', '--help')})"
+        )
 
 
 def _made_at(request: Path) -> int:
@@ -116,5 +128,7 @@ def running_records(job: JobDirectory) -> list[NodeRecord]:
     return [
         record
         for record in job_records(job)
-        if record.state not in TERMINAL and record.owner.is_alive() is not False
+        if record.state not in TERMINAL
+        and record.owner.is_alive() is not False
+        and (record.owner.is_alive() is None or not moved_from(job, record))
     ]

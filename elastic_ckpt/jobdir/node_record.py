@@ -122,6 +122,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         took_over_from: name of the node that led before this one in the same job run; else empty.
         present: names of the nodes that the head sees.
         command: how it was started; None in records of version one.
+        trained: the command of the last run before this one that was not refused with 64 or 65.
         mirror: one line on the copies in a bucket; empty without a mirror.
         bucket: the URL that is the job's place, behind this node's disk; empty without one.
     """
@@ -153,6 +154,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     took_over_from: str = ""
     present: tuple[str, ...] = ()
     command: RunCommand | None = None
+    trained: RunCommand | None = None
     mirror: str = ""
     bucket: str = ""
 

@@ -1,16 +1,46 @@
-"""Whether a running job's directory is still the one in which the run started.
+"""Whether a job's directory is still the one in which the run started.
 
 While a job runs, its directory may be moved or deleted, and its disk unmounted. Then the path leads
-to nothing, or to another directory: an empty mount point.
+to nothing, or to another directory: an empty mount point. A directory that was moved or copied has
+the records of runs that were somewhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
+from typing import Final
 
+from elastic_ckpt.errors import DirectoryUnusable
+from elastic_ckpt.jobdir.answering import require_answer
+from elastic_ckpt.jobdir.node_record import NodeRecord, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.util.files import write_atomic
+
+_ANSWER_SECONDS: Final = 2.0
+
+
+def moved_from(job: JobDirectory, record: NodeRecord | None) -> str:
+    """Return the directory of a record's run, if this one was moved or copied from there since;
+    else ""."""
+    place = record.command.place if record is not None and record.command is not None else ""
+    if place in ("", str(job.home)):
+        return ""
+    with contextlib.suppress(OSError, DirectoryUnusable):
+        require_answer(Path(place), _ANSWER_SECONDS)
+        if Path(place).samefile(job.home):
+            return ""
+    return place
+
+
+def record_at(place: str, record: NodeRecord) -> NodeRecord | None:
+    """Return what the directory at ``place`` has of a record's run; None for nothing."""
+    with contextlib.suppress(OSError, DirectoryUnusable):
+        require_answer(Path(place), _ANSWER_SECONDS)
+        found = read_record(JobDirectory(Path(place)).node_record(record.node))
+        return found if found is not None and found.run_id == record.run_id else None
+    return None
 
 
 class JobPlace:

@@ -32,6 +32,8 @@ class RunCommand(msgspec.Struct, frozen=True):
         revision: ``git describe`` of the script's tree; empty if that is not known.
         slurm_job: the number of its SLURM job, or task of an array; empty outside SLURM.
         submit: the command that submitted that job; empty if ``slurm submit`` did not.
+        options: the number of words before the script; 0 if unknown.
+        place: the job's directory, absolute; empty if it is a bucket, or unknown.
     """
 
     argv: tuple[str, ...]
@@ -41,10 +43,15 @@ class RunCommand(msgspec.Struct, frozen=True):
     revision: str = ""
     slurm_job: str = ""
     submit: str = ""
+    options: int = 0
+    place: str = ""
 
     @classmethod
-    def current(cls, arguments: Sequence[str], script: Path | None = None) -> RunCommand:
-        """Return the command of this process: ``run`` with these arguments."""
+    def current(
+        cls, arguments: Sequence[str], script: Path | None = None, own: int = 0, place: str = ""
+    ) -> RunCommand:
+        """Return the command of this process: ``run`` with these arguments, of which the first
+        ``own`` are its options."""
         argv = (*program(), "run", *arguments)
         here, names = os.getcwd(), sorted(os.environ)[:_MAX_VARIABLES]
         fits = sum(map(len, argv)) <= _MAX_BYTES and _is_text([*argv, here])
@@ -56,12 +63,37 @@ class RunCommand(msgspec.Struct, frozen=True):
             revision(script.parent) if script is not None else "",
             job_id(),
             submission(),
+            len(argv) - len(arguments) + own if fits else 0,
+            place if _is_text(place) else "",
         )
 
     @property
     def is_managed(self) -> bool:
         """Whether SLURM or systemd started it, which may start it again."""
         return bool({"SLURM_JOB_ID", "INVOCATION_ID"} & set(self.environment))
+
+    @property
+    def script(self) -> tuple[str, ...]:
+        """The script and its arguments; empty if unknown."""
+        return self.argv[self.options :] if self.options else ()
+
+    def at(self, place: str) -> RunCommand:
+        """Return the same command for a job directory that is at ``place`` now. A SLURM job's
+        file names the former one."""
+        if "run" not in self.argv:
+            return self
+        begin, end = self.argv.index("run") + 1, self.options or len(self.argv)
+        kept, own = list[str](), iter(self.argv[begin:end])
+        for word in own:
+            if word == "--dir":
+                next(own, None)
+            elif not word.startswith("--dir="):
+                kept.append(word)
+        argv = (*self.argv[:begin], "--dir", place, *kept, *self.argv[end:])
+        options = len(argv) - len(self.argv[end:]) if self.options else 0
+        return msgspec.structs.replace(
+            self, argv=argv, options=options, place=place, slurm_job="", submit=""
+        )
 
     def line(self) -> str:
         """Return the command for a POSIX shell, whatever its directory; empty if unknown."""

@@ -110,6 +110,7 @@ class StalledNode:
         silences: one per rank.
         waiting: ranks that were inside a collective, where they wait for others.
         lines: the innermost line of the script itself, by rank.
+        unread: why a stack could not be read; empty if all were.
         node: its name, for the job's other nodes.
     """
 
@@ -117,6 +118,7 @@ class StalledNode:
     waiting: tuple[int, ...]
     lines: dict[int, str]
     node: str = ""
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,13 @@ class Hang:
         rank: the rank to blame; -1 if unknown.
         message: one line.
         node: the rank's; empty if unknown.
+        stacks: where each rank's stack is, or why there is none, for the end of the message.
     """
 
     rank: int
     message: str
     node: str = ""
+    stacks: str = ""
 
     @classmethod
     def of(cls, nodes: Sequence[StalledNode]) -> Hang:
@@ -143,7 +147,10 @@ class Hang:
         where = next((node.lines[rank] for node in nodes if rank in node.lines), "")
         message = f"no progress for {idle:.0f} s in step {step}"
         ranks = {silence.rank: node.node for node in nodes for silence in node.silences}
-        return cls(rank, f"{message}: {where}" if where else message, ranks.get(rank, ""))
+        unread = next((node.unread for node in nodes if node.unread), "")
+        stacks = f"; {unread}" if unread else "; elastic-ckpt report shows each rank's stack"
+        message = f"{message}: {where}" if where else message
+        return cls(rank, message, ranks.get(rank, ""), stacks)
 
 
 def culprit(silences: Sequence[Silence], waiting: Iterable[int]) -> int:

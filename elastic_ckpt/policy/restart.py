@@ -78,7 +78,7 @@ RULES: Final[Mapping[FailureClass, Rule]] = {
     FailureClass.FAULT: Rule(may_pass=True, is_the_steps=True),
     FailureClass.SIGNAL: Rule(may_pass=True, is_the_steps=False),
     FailureClass.HANG: Rule(
-        may_pass=True, is_the_steps=True, advice="the journal has every worker's stack",
+        may_pass=True, is_the_steps=True, advice="the report shows each rank's stack",
     ),
     FailureClass.STORAGE: Rule(
         may_pass=True, is_the_steps=False, advice="fix the storage, then rerun the same command",

@@ -34,7 +34,9 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Kill(msgspec.Struct, frozen=True, tag=True):
-    """SIGKILL every worker now."""
+    """SIGKILL every worker now; ``hung`` is the rank to blame for a hang, -1 for none."""
+
+    hung: int = -1
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):

@@ -1,4 +1,4 @@
-"""A Session that is open and shows no step: what is trained meanwhile is never saved."""
+"""A script without a Session, or with one that shows no step: what it trains is never saved."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ STEPLESS_SECONDS: Final = 60.0
 
 STEPLESS: Final = (
     "so nothing is saved: train on the batches of session.batches(loader), which counts the steps"
+)
+
+NO_SESSION: Final = "the script creates no Session, so there are no checkpoints"
+
+CREATE_ONE: Final = (
+    "create one around the training loop, or give run --watch the checkpoints it writes"
 )
 
 _OUTSIDE: Final = frozenset({Phase.LOADING, Phase.BETWEEN})
@@ -29,6 +35,15 @@ def stepless_since(slots: Sequence[Slot]) -> int:
     running = [slot for slot in slots if slot.pid and slot.outcome is Outcome.NONE]
     opened = [slot.marks.loaded for slot in running if _is_stepless(slot)]
     return max(opened) if opened and len(opened) == len(running) else 0
+
+
+def is_sessionless(slots: Sequence[Slot], now: int) -> bool:
+    """Return whether all ranks have run without a Session for so long that it is a warning; ``now``
+    in monotonic nanoseconds."""
+    long_ago = now - int(STEPLESS_SECONDS * 1e9)
+    return bool(slots) and all(
+        slot.pid and not slot.attached and slot.beat < long_ago for slot in slots
+    )
 
 
 def _is_stepless(slot: Slot) -> bool:

@@ -169,7 +169,7 @@ class Incarnations:
     def on_hang(self, hang: Hang) -> None:
         """Remember what hangs; its workers are being killed."""
         self._hang = hang
-        self._run.record.say(warning(f"{hang.message}; stacks are in the journal"))
+        self._run.record.say(warning(f"{hang.message}{hang.stacks}"))
 
     def retry(self, now: float) -> None:
         """Leave the back-off once it is over."""
@@ -316,6 +316,8 @@ class Incarnations:
     def _on_crash(self, ended: Ended) -> None:
         self._recovery.failed(ended.failed_at, ended.noticed_at, ended.gone_at)
         hang = self._hang
+        # Of ranks that wait for the one to blame, the last lines would mislead.
+        tail = ended.tail if hang is None or hang.rank == ended.rank else ()
         node = hang.node if hang else ended.node
         self._on_failure(
             Failure(
@@ -329,7 +331,7 @@ class Incarnations:
                 step=ended.finished + 1 if ended.attached else 0,
                 out_of_memory=ended.out_of_memory,
                 lost=ended.lost,
-                tail=ended.tail,
+                tail=tail,
                 node=node,
                 at=self._run.now,
                 dispensable=self._run.role.is_dispensable(node),

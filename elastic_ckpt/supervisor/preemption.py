@@ -79,11 +79,16 @@ class Preemption:
         return True
 
     @property
-    def shown_left(self) -> str:
-        """The time that the notice left when it came, if that is known."""
-        if self.notice is not None and self.notice.is_guess:
-            return "and asking SLURM how long that may take"
-        return f"{self.grace:.0f} s left"
+    def said(self) -> str:
+        """One line on the notice, with the time that it left when it came, if that is known."""
+        notice = self.notice
+        if notice is None:
+            return ""
+        begin = f"{notice.reason}: saving, "
+        if notice.is_guess:
+            return f"{begin}and asking SLURM how long that may take"
+        twice = "; Ctrl-C twice within 3 s stops at once" * (notice.reason == "SIGINT")
+        return f"{begin}{self.grace:.0f} s left{twice}"
 
     def hold(self, notice: Notice) -> None:
         """Start nothing until the node has gone, or has outlived the notice's deadline."""

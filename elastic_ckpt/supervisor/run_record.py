@@ -12,8 +12,10 @@ from typing import Any, Final
 import msgspec
 
 from elastic_ckpt import __version__
+from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, job_records, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.journal.events import RunStarted, StateChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.protocol.run_state import Event, RunState, advance
@@ -53,8 +55,18 @@ def first_record(
         grace=settings.grace,
         saves_itself=bool(settings.own),
         head=settings.node if run_number else "?",
+        trained=_trained(previous),
         bucket=settings.own_bucket,
     )
+
+
+def _trained(previous: NodeRecord | None) -> RunCommand | None:
+    """Return the command of the last run that may have trained, without its environment."""
+    if previous is None or previous.exit_code in (ExitCode.USAGE, ExitCode.DATA):
+        return previous.trained if previous is not None else None
+    command = previous.command
+    bare = {"environment": (), "versions": {}, "revision": ""}
+    return msgspec.structs.replace(command, **bare) if command is not None else None
 
 
 def started(record: NodeRecord, settings: RunSettings) -> RunStarted:

@@ -303,11 +303,11 @@ class Supervisor:
             act = self._emergency.begin if first else self._emergency.choose
             drains = act(self.agent, self.preemption.left(now), slots, now)
         if first:
-            self.record.move(Event.NOTICE, f"{notice.reason}: saving, {self.preemption.shown_left}")
+            self.record.move(Event.NOTICE, self.preemption.said)
         else:
             known = before is not None and before.is_guess and not notice.is_guess
             if known and self.state is RunState.DRAINING:
-                self.record.node.message = f"{notice.reason}: saving, {self.preemption.shown_left}"
+                self.record.node.message = self.preemption.said
                 self.record.say(self.record.node.message)
             self.record.update()
         if drains:
@@ -374,6 +374,7 @@ class Supervisor:
             self.agent.send(Kill())
         at_once = self.preemption.stops_at_once
         why = "stopped at once" if at_once else "the deadline came before all had left"
+        why += f"; the last save failed: {self.saves.failed}" if self.saves.failed else ""
         self.shutdown.preempt_now(Event.EXPIRED, why, stepped=stepped)
 
     # -- reporting ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+import sysconfig
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -63,3 +64,9 @@ def work_together(one: str, other: str) -> bool:
 def _series(version: str) -> tuple[int, ...]:
     found = re.match(r"(\d+)\.(\d+)", version)
     return tuple(map(int, found.groups())) if found else ()
+
+
+def beside_python(program: str) -> str:
+    """Return the path of a program of another package, or its name if it is not beside ours."""
+    beside = Path(sysconfig.get_path("scripts")) / program
+    return str(beside) if beside.exists() else program

@@ -78,7 +78,7 @@ def test_external_kills_are_not_counted_against_the_step(tmp_path: Path) -> None
 def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None:
     """Rank 0 waits for rank 1 in a collective and is not blamed."""
     with failing(tmp_path, "hang", times=1, nproc=2) as job:
-        job.arguments += ["--rank", "1"]
+        job.arguments += ["--rank", "1", "--say", "downloading"]
         assert job.start("--hang-seconds", "2").wait() == 0, job.output()
         assert crashes(job) == [("hang", 6)]
         [hang] = [event["data"] for event in job.events() if event["event"] == "hang"]
@@ -87,7 +87,7 @@ def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None
         assert hang["stacks"]["0"] and not hang["stacks"]["0"][0].startswith("no stack")
         assert 8 < hang["idle_seconds"] < 60
         [crash] = [event["data"] for event in job.events() if event["event"] == "crash"]
-        assert crash["rank"] == 1
+        assert (crash["rank"], crash["tail"]) == (1, ["downloading"])
         assert "no progress for" in crash["message"] and "failing.py" in crash["message"]
 
 

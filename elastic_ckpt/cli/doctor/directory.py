@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from elastic_ckpt.checkpoint.catalog import newest_of_job
+from elastic_ckpt.checkpoint.catalog import newest_and_rejected, newest_of_job
 from elastic_ckpt.checkpoint.disk.space import RESERVE_BYTES, free_bytes
 from elastic_ckpt.checkpoint.memory.tier import tier_of
 from elastic_ckpt.cli.doctor.findings import Finding, ok, untried
@@ -19,6 +19,7 @@ from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.prediction_file import read_predictor
+from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.policy.emergency import Outlook, save_seconds
 from elastic_ckpt.util.in_child import NoAnswer, WorkFailed, answer
 from elastic_ckpt.util.units import human_bytes
@@ -37,6 +38,7 @@ class CheckedPath(msgspec.Struct, frozen=True):
         state_bytes: size of that checkpoint; 0 if none.
         saved_seconds: worst-case duration of a save, from the job's own saves; None without any.
         held_bytes: what the job's memory tier already takes on this node.
+        damaged: the number of checkpoints, if there are some and none is intact; else 0.
     """
 
     root: str
@@ -46,6 +48,7 @@ class CheckedPath(msgspec.Struct, frozen=True):
     state_bytes: int = 0
     saved_seconds: float | None = None
     held_bytes: int = 0
+    damaged: int = 0
 
     @property
     def exists(self) -> bool:
@@ -71,11 +74,15 @@ def inspect_directory(directory: Path | None) -> CheckedPath | Finding:
 def check_directory(path: CheckedPath) -> Iterator[Finding]:
     """Check the newest checkpoint, and whether two more fit."""
     if not path.exists:
-        yield ok("directory", f"{path.root} does not exist yet; tested {path.tested}")
+        yield untried("directory", f"{path.root} does not exist yet; tested {path.tested}")
     elif path.newest:
         size = human_bytes(path.state_bytes)
         text = f"{path.root}: {path.newest} is the newest intact checkpoint, {size}"
         yield ok("directory", text, path.state_bytes, "bytes")
+    elif path.damaged:
+        text = f"{path.root}: none of its checkpoints is intact ({path.damaged} damaged)"
+        todo = f"see why: {command_line('list', path.root)}; to start over use an empty --dir"
+        yield Finding("directory", "problem", f"{text}: a start would end with 65", todo)
     else:
         yield ok("directory", f"{path.root}: no intact checkpoint yet")
     yield _space(path)
@@ -92,7 +99,7 @@ def _space(path: CheckedPath) -> Finding:
     if fits >= 2:
         text += f": room for {fits:,} more checkpoints"
         return ok("free space", text, free, "bytes")
-    text += f", and a checkpoint takes {human_bytes(state)}"
+    text += f", and a save needs about {human_bytes(state + RESERVE_BYTES)}"
     todo = "free some space, or keep fewer checkpoints (--keep-last)"
     # A checkpoint is written before an old one is deleted.
     return Finding("free space", "warning" if fits else "problem", text, todo, free, "bytes")
@@ -103,6 +110,8 @@ def _inspect(directory: Path) -> Generator[CheckedPath, None, None]:
     tested = nearest(job.root)
     path = CheckedPath(str(job.root), str(tested), free_bytes(tested))
     newest = newest_of_job(job) if tested == job.root else None
+    if newest is None and tested == job.root:
+        path = msgspec.structs.replace(path, damaged=_damaged(job))
     if newest is not None and newest.manifest is not None:
         size = newest.manifest.total_bytes
         record = next(iter(job_records(job)), None)
@@ -115,6 +124,13 @@ def _inspect(directory: Path) -> Generator[CheckedPath, None, None]:
             held_bytes=tier.held_bytes() if tier else 0,
         )
     yield path
+
+
+def _damaged(job: JobDirectory) -> int:
+    """Return the number of checkpoints, if none is intact on the disk or in memory."""
+    record = next(iter(job_records(job)), None)
+    newest, rejected = newest_and_rejected(job, record.memory if record else "")
+    return 0 if newest is not None else sum(not one.foreign for one in rejected)
 
 
 def nearest(path: Path) -> Path:

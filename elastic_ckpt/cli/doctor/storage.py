@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Final
 
 from elastic_ckpt.checkpoint.ownership.read_lock import NO_LOCKS
 from elastic_ckpt.cli.doctor.directory import CheckedPath
-from elastic_ckpt.cli.doctor.findings import Finding, State, ok
+from elastic_ckpt.cli.doctor.findings import Finding, State, ok, untried
 from elastic_ckpt.cli.doctor.platform import Grace
 from elastic_ckpt.cli.doctor.storage_trial import (
     CHUNK_BYTES,
@@ -39,7 +41,11 @@ TRIAL_SECONDS: Final = 20.0
 """Limit for the whole test, including the writing."""
 
 REMOVAL_SECONDS: Final = 5.0
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""After one of these a test says nothing about what it tests."""
+
 _SKEW_SECONDS: Final = 5.0
+_MORE_ROOM: Final = "free some space, or raise the quota: each save would fail"
 _ELSEWHERE: Final = "use a directory on another file system"
 _FAILURES: Final[Mapping[str, tuple[State, str]]] = {
     "fsync": ("problem", f"{_ELSEWHERE}: saves would fail, or be lost in a power cut"),
@@ -69,7 +75,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
         say: receives the progress.
     """
     wrote: WriteSpeed | None = None
-    trial_directory, doing, began = "", "writing", time.monotonic()
+    trial_directory, doing, began, full = "", "writing", time.monotonic(), set[int]()
     try:
         with answers(lambda: run_trial(path), TrialEvent, TRIAL_SECONDS) as events:
             for event in events:
@@ -78,7 +84,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
                 elif isinstance(event, TrialStarted):
                     doing, began = event.what, time.monotonic()
                 elif isinstance(event, TrialResult):
-                    yield judge(event)
+                    yield from _results(event, full)
                 elif isinstance(event, ClockSkew):
                     yield _clock(event)
                 elif isinstance(event, WriteSpeed):
@@ -88,7 +94,7 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
         trial_directory = ""  # the test removed it
     except WorkFailed as error:
         text = f"{path.tested} is not writable: {error}"
-        yield Finding("writing", "problem", text, "run as its owner, or choose another directory")
+        yield Finding("writing", "problem", text, _todo(str(error)))
     except NoAnswer as error:
         todo = f"check the storage: a save would block as well; {trial_directory} may be left over"
         yield Finding(doing, "problem", str(error), todo)
@@ -97,6 +103,15 @@ def check_storage(path: CheckedPath, grace: Grace, say: Callable[[str], None]) -
             _remove(Path(trial_directory))
     yield from _speed(path, wrote)
     yield from _fit(path, grace, wrote)
+
+
+def _todo(error: str) -> str:
+    """Return what helps where nothing can be created."""
+    if os.strerror(errno.EROFS) in error:
+        return "mount it for writing, or choose another directory"
+    if any(os.strerror(number) in error for number in FULL):
+        return _MORE_ROOM
+    return "run as its owner, or choose another directory"
 
 
 def _written(event: WriteProgress, seconds: float) -> str:
@@ -124,6 +139,18 @@ def _remove(directory: Path) -> None:
 
     with contextlib.suppress(NoAnswer, WorkFailed):
         answer(remove, bool, REMOVAL_SECONDS)
+
+
+def _results(event: TrialResult, full: set[int]) -> Iterator[Finding]:
+    """Yield the finding of a test; that there is no room is one problem, and none of the tests'."""
+    if event.errno not in FULL:
+        yield judge(event)
+        return
+    if not full:
+        yield Finding("writing", "problem", event.why, _MORE_ROOM)
+    full.add(event.errno)
+    if event.what != "writing":
+        yield untried(event.what, f"not tried: {event.why}")
 
 
 def judge(event: TrialResult) -> Finding:

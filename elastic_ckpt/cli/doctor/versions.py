@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Final
@@ -12,6 +13,7 @@ import elastic_ckpt
 from elastic_ckpt.cli.doctor.findings import Finding, ok
 from elastic_ckpt.cli.run.interpreter import ask_python, check_python, find_python
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.util.versions import beside_python
 
 _OURS: Final = "elastic-ckpt"
 
@@ -56,6 +58,15 @@ def check_versions(python: str = "") -> Iterator[Finding]:
         yield ok(name, found[name]) if name in found else _missing(name, found)
     if "torch" in found:
         yield _together(found)
+    yield _of_hangs()
+
+
+def _of_hangs() -> Finding:
+    """Check that the stacks of a hang can be read."""
+    if shutil.which(beside_python("py-spy")) is not None:
+        return ok("py-spy", "its program is installed")
+    todo = "reinstall the package py-spy; without it a hang has no stacks, and may name no rank"
+    return Finding("py-spy", "warning", "its program is not installed", todo)
 
 
 def _missing(name: str, found: Versions) -> Finding:

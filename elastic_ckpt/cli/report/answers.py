@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from elastic_ckpt.cli.report.material import Material
 from elastic_ckpt.cli.report.words import CATEGORIES, CAUSES, CLASSES, plural, share, span
 from elastic_ckpt.cli.status.view import NewestView
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.jobdir.run_command import PROGRAM
 from elastic_ckpt.journal.cost import Cost
 from elastic_ckpt.journal.history_types import Interruption, NoticeKind
 from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.protocol.stepless import NO_SESSION
 from elastic_ckpt.util.units import human_duration
 
 Tone = Literal["", "amber", "red"]
@@ -23,6 +26,9 @@ Tone = Literal["", "amber", "red"]
 
 Found = tuple[Tone, str, list[str]]
 """Tone, verdict and sentences of an answer."""
+
+_TYPED: Final = re.compile(rf" \({PROGRAM} [^)]*\)|: {PROGRAM} [a-z]+")
+"""A command in an advice, which is shown in full below it."""
 
 _NEGLIGIBLE_SECONDS: Final = 0.05
 _QUOTED: Final = 90  # characters of a message
@@ -66,6 +72,10 @@ def _printed(material: Material) -> list[str]:
 def _lost(material: Material) -> Found:
     if not material.history.is_supervised:
         return _UNKNOWN
+    if _saves_nothing(material):
+        running = material.status.state in ("starting", "running")
+        verdict = "Nothing is being saved" if running else "All that was trained"
+        return "red", verdict, [f"{_capitalized(NO_SESSION)}.", "Each start begins at step 0."]
     killed = sum(run.killed for run in material.history.runs)
     unseen = [f"The last 30 s of {plural(killed, 'killed run')} may be missing here."]
     unseen = unseen if killed else []
@@ -75,6 +85,9 @@ def _lost(material: Material) -> Found:
     steps = sum(cost.lost_steps for cost in material.costs if cost.lost_steps is not None)
     verdict = plural(steps, "step") if steps else "Work since the last save"
     sentences = ["Trained again after an interruption." if steps else "It will be trained again."]
+    last = material.costs[-1] if material.costs else None
+    if steps and last is not None and last.lost_seconds > 0 and last.lost_steps is None:
+        sentences.append("What was lost last has not been trained again.")
     worst = max(material.failures, key=lambda one: one[2].lost_seconds, default=None)
     if worst is not None and len(material.failures) > 1 and worst[2].lost_seconds > 0:
         sentences.append(f"The most in {worst[0]}.")
@@ -83,6 +96,13 @@ def _lost(material: Material) -> Found:
         if seconds < _NEGLIGIBLE_SECONDS:
             sentences.append("No preemption lost anything.")
     return "amber", verdict, sentences + unseen
+
+
+def _saves_nothing(material: Material) -> bool:
+    """Return whether the script has no Session, and its work was not done."""
+    status = material.status
+    lacks = any(one.sessionless and not one.saves_itself for one in material.records)
+    return lacks and status.newest_intact is None and status.state != "finished"
 
 
 def _why(material: Material) -> Found:
@@ -138,9 +158,14 @@ def _safe(material: Material) -> Found:
         steps = "" if risk.steps is None else f"{plural(risk.steps, 'step')}, "
         sentences.append(f"If the node died now: {steps}{span(risk.seconds)} to repeat.")
     if status.advice:
-        typed = f" {status.commands[0]}" if status.advice.endswith(":") and status.commands else ""
-        sentences.append(f"{_capitalized(status.advice)}{typed or '.'}")
+        advice = _TYPED.sub("", status.advice).rstrip(":")
+        sentences.append(f"{_capitalized(advice)}.")
     return tone, verdict, sentences
+
+
+def typed(material: Material) -> list[str]:
+    """Return the commands to type that look at the job; the run's own may hold secrets."""
+    return [line for line in material.status.commands if line.startswith(f"{PROGRAM} ")]
 
 
 def _safety(material: Material) -> tuple[Tone, str]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from elastic_ckpt import __version__
 from elastic_ckpt.cli.report import tables, words
-from elastic_ckpt.cli.report.answers import answers
+from elastic_ckpt.cli.report.answers import answers, typed
 from elastic_ckpt.cli.report.charts import HEIGHT, WIDTH, metric_charts, rate_chart, recoveries
 from elastic_ckpt.cli.report.market import market_rows, shown_rows
 from elastic_ckpt.cli.report.material import Material
@@ -76,6 +76,7 @@ def values(material: Material) -> dict[str, Any]:
         "tone": next(one.tone for one in found if one.name == "safe"),
         "offset": words.local_offset(material.at),
         "answers": found,
+        "typed": typed(material),
         "time": tables.time_rows(material),
         "unattributed": tables.unattributed_seconds(material),
         "timeline": rows,

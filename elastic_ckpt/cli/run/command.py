@@ -18,7 +18,7 @@ from elastic_ckpt.cli.run.build_settings import (
     missing_modules,
 )
 from elastic_ckpt.cli.run.ending import advised, after_run
-from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options
+from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options, options_end
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.import_wait import ImportStage, ImportWait
 from elastic_ckpt.cli.run.interpreter import check_python
@@ -138,12 +138,11 @@ def command(
             _print_line(_of_node(line, settings))
 
         node = NodeRun(settings, say, lambda: settings_of(context.meta[_ARGUMENTS]))
-        words = _arguments(context)
         try:
             supervisor = node.begin()
         except LockHeld as error:
             raise LockHeld(_slurm_holder(settings) or f"{error}{_several(settings)}") from None
-        supervisor.record.node.command = RunCommand.current(words, settings.script)
+        supervisor.record.node.command = _recorded(context, settings)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
             supervisor.record.say(warning(problem))
@@ -157,7 +156,7 @@ def command(
             wait.end()
         while supervisor.goes_on is not None:
             supervisor = node.go_on(supervisor)
-            supervisor.record.node.command = RunCommand.current(words, settings.script)
+            supervisor.record.node.command = _recorded(context, settings)
             code = int(supervisor.run())
         for line in after_run(settings.directory, supervisor.record.node, settings.nodes[0]):
             click.echo(printable(line, 200_000), err=True)
@@ -205,6 +204,15 @@ def _arguments(context: click.Context) -> list[str]:
     if context.get_parameter_source("directory") is ParameterSource.ENVIRONMENT:
         return ["--dir", str(context.params["directory"]), *arguments]
     return arguments
+
+
+def _recorded(context: click.Context, settings: RunSettings) -> RunCommand:
+    """Return the command of this run as its record has it, with the job's directory."""
+    words = _arguments(context)
+    own = options_end(words, context.command.params)
+    is_place = settings.mirror is not None and settings.mirror.is_place
+    place = "" if is_place else str(settings.directory)
+    return RunCommand.current(words, settings.script, own=own, place=place)
 
 
 def _import_stage(supervisor: Supervisor) -> ImportStage:

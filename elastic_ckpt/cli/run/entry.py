@@ -33,16 +33,24 @@ def end_options(arguments: Sequence[str], options: Sequence[click.Parameter]) ->
 
     A module becomes ``--module NAME -- -m``, whether ``-m`` comes after ``--`` or in place of it.
     """
-    valued = {flag for one in options if not getattr(one, "is_flag", False) for flag in one.opts}
-    at = 0
-    while at < len(arguments) and arguments[at].startswith("-") and arguments[at] != "--":
-        if found := _MODULE.fullmatch(arguments[at]):
-            given = [name for name in found.groups() if name is not None]
-            return _of_module(arguments[:at], [*given, *arguments[at + 1 :]])
-        at += 2 if arguments[at] in valued else 1
+    at = options_end(arguments, options)
+    if found := _MODULE.fullmatch(arguments[at]) if at < len(arguments) else None:
+        given = [name for name in found.groups() if name is not None]
+        return _of_module(arguments[:at], [*given, *arguments[at + 1 :]])
     if list(arguments[at : at + 2]) == ["--", _FLAG]:
         return _of_module(arguments[:at], arguments[at + 2 :])
     return list(arguments)
+
+
+def options_end(arguments: Sequence[str], options: Sequence[click.Parameter]) -> int:
+    """Return how many of the arguments of ``run`` are its own options; the script follows."""
+    valued = {flag for one in options if not getattr(one, "is_flag", False) for flag in one.opts}
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-") and arguments[at] != "--":
+        if _MODULE.fullmatch(arguments[at]):
+            break
+        at += 2 if arguments[at] in valued else 1
+    return min(at, len(arguments))
 
 
 def _of_module(options: Sequence[str], rest: Sequence[str]) -> list[str]:

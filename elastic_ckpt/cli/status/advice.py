@@ -14,12 +14,16 @@ from elastic_ckpt.jobdir.run_command import PROGRAM, command_line
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import RunState
 
-_RERUN: Final = "rerun the same command"
+RERUN: Final = "rerun the same command"
+"""What :mod:`moved` replaces, where the command is not the same."""
 _SUBMIT: Final = "submit it again"
 _ENDED: Final = (RunState.PREEMPTED.value, RunState.FAILED.value)
 _OVER: Final = ("dead", *_ENDED, RunState.FINISHED.value)
 _SET_ASIDE: Final = "failed verification"
 """In the message of a run that set too many checkpoints aside."""
+
+FIX_STORAGE: Final = ": fix the storage, then rerun"
+"""The beginning of what that message advises."""
 
 _GONE: Final = "is not there any more"
 """In the message of a run whose directory was moved, deleted or unmounted."""
@@ -34,6 +38,8 @@ _STUCK: Final = " after SIGKILL, with its GPU "
 """In the message of a run of which a worker could not be killed."""
 
 _AT_ONCE: Final = "SLURM requeues job {} unless it was cancelled or submitted with --no-requeue"
+_USAGE: Final = "exit code 2"
+"""The message of a rank whose script refused its arguments, as argparse does."""
 _SCRIPT: Final = "SCRIPT.py"
 
 _NOT_MOVED: Final = "they were left where they are"
@@ -113,7 +119,7 @@ def _without_failure(
     if command is None or not command.submit:
         managed = preempted and (command is None or command.is_managed)
         unless = ", unless systemd or SLURM does" if managed else ""
-        return Advice(again.replace(_RERUN, f"{_RERUN}{unless}", 1), rerun)
+        return Advice(again.replace(RERUN, f"{RERUN}{unless}", 1), rerun)
     if found.slurm is None and preempted:  # as the run ends
         number = command.slurm_job
         text = f"{_AT_ONCE.format(number)}: it {_resumes(found)}; see:"
@@ -125,7 +131,7 @@ def _without_failure(
 
 def _verb(record: NodeRecord) -> str:
     """Return what a person does to run it again."""
-    return _SUBMIT if record.command is not None and record.command.submit else _RERUN
+    return _SUBMIT if record.command is not None and record.command.submit else RERUN
 
 
 def _by_slurm(found: Situation) -> Advice | None:
@@ -189,9 +195,29 @@ def _after_failure(
     if last is not None and last.kind == FailureClass.STORAGE.value:
         doctor = command_line("doctor", job.root)
         return Advice(f"fix the storage (elastic-ckpt doctor), then {again}", (doctor, *rerun))
-    words = failure_command(record)
-    text = f"see why it failed ({PROGRAM} {' '.join(words)}), fix that, then {again}"
-    return Advice(text, (command_line(*words, job.root), *rerun))
+    if misplaced := _misplaced(record):
+        many = len(misplaced) > 1
+        what = "are options of run, and must" if many else "is an option of run, and must"
+        text = f"{', '.join(misplaced)} {what} stand before the script; correct that in:"
+        return Advice(text, rerun)
+    shown = [failure_command(record)]
+    words, stacks = " ".join(shown[0]), ""
+    if last is not None and last.kind == FailureClass.HANG.value and shown[0] != ("report",):
+        shown, stacks = [*shown, ("report",)], "; the report shows each rank's stack"
+    text = f"see why it failed ({PROGRAM} {words}{stacks}), fix that, then {again}"
+    return Advice(text, (*(command_line(*one, job.root) for one in shown), *rerun))
+
+
+def _misplaced(record: NodeRecord) -> list[str]:
+    """Return the options of ``run`` that stand after a script which refused its arguments."""
+    last, command = record.last_failure, record.command
+    if last is None or command is None or last.message != _USAGE:
+        return []
+    from elastic_ckpt.cli.run.command import command as run
+
+    own = {flag for one in run.params for flag in one.opts if flag.startswith("--")}
+    given = dict.fromkeys(word.partition("=")[0] for word in command.script)
+    return [word for word in given if word in own and word != "--help"]
 
 
 def _after_bad_data(
@@ -201,7 +227,15 @@ def _after_bad_data(
         shown = command_line("list", job.root)
         return Advice(f"fix the storage (elastic-ckpt list), then {again}", (shown, *rerun))
     other = "; to train on other data or state, take an empty directory"
-    return Advice(f"correct what the message says does not match, then {again}{other}", rerun)
+    correct, trained = "correct what the message says does not match", record.trained
+    if trained is None or record.command is None:
+        return Advice(f"{correct}, then {again}{other}", rerun)
+    if trained.argv == record.command.argv:
+        changed = ": the command is that of the run before, so what it reads has changed"
+        return Advice(f"{correct}{changed}; then {again}{other}", rerun)
+    goes_on = again.partition(": ")[2]
+    text = f"{correct}; it was trained with the command below, with which {goes_on}{other}"
+    return Advice(text, (trained.rerun(),))
 
 
 def _place(found: Situation) -> str:
@@ -217,7 +251,10 @@ def _place(found: Situation) -> str:
 
 def _resumes(found: Situation) -> str:
     if found.newest is None:
-        return "starts at step 0"
+        record = found.record
+        never = record is not None and record.sessionless and not record.saves_itself
+        until = ", as each rerun does until the script creates a Session"
+        return f"starts at step 0{until * never}"
     if not found.newest.own:
         return f"resumes from step {found.newest.step}"
     name, command = found.newest.path.name, found.record.command if found.record else None

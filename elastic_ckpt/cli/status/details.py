@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,10 +20,12 @@ from elastic_ckpt.cli.status.view import NewestView, StatusView
 from elastic_ckpt.cli.status.workers import WorkerView, silent_seconds
 from elastic_ckpt.jobdir.node_record import FailureRecord, RecoveryRecord
 from elastic_ckpt.journal.time_account import Category
+from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 _TAIL_LINES: Final = 6  # of a failed rank's output; elastic-ckpt logs has the rest
+_STACK_LINES: Final = 3  # of each rank; the report has more
 _MOST_RANKS: Final = 12
 _MOST_REJECTED: Final = 5
 _BAR_WIDTH: Final = 40
@@ -98,7 +101,7 @@ def _facts(view: StatusView, width: int) -> list[tuple[str, Text]]:
     if view.save_interval is not None:
         add("save interval", view.save_interval.why)
     if view.last_failure is not None:
-        add("last failure", _failure(view.last_failure, room))
+        add("last failure", _failure(view, view.last_failure, room))
     if view.last_recovery is not None:
         add("last recovery", _recovery(view.last_recovery))
     restarts = view.restarts
@@ -211,12 +214,27 @@ def _emergency(save: EmergencySaveView) -> str:
     return f"{predicted}, took {human_duration(save.actual_seconds)}"
 
 
-def _failure(last: FailureRecord, room: int) -> str:
-    """Return the failure, and the end of the rank's output, which usually shows the reason."""
+def _failure(view: StatusView, last: FailureRecord, room: int) -> str:
+    """Return the failure, the end of the rank's output, which usually shows the reason, and of a
+    hang where each rank was."""
     rank = f"rank {last.rank}, " if last.rank >= 0 else ""
     ago = human_duration(max(0.0, time.time() - last.wall))
     lines = [f"{rank}{last.kind}, {ago} ago: {last.message}"]
-    return "\n".join([*lines, *tail_lines(last, room)])
+    stopped = view.last_interruption
+    hung = stopped is not None and last.kind == FailureClass.HANG.value == stopped.kind
+    stacks = _stacks(stopped.stacks) if hung and stopped is not None else ()
+    shown = (f"  {printable(line, max(20, room - 6))}" for line in stacks)
+    return "\n".join([*lines, *tail_lines(last, room), *shown])
+
+
+def _stacks(frames: Sequence[str]) -> Iterator[str]:
+    """Yield the innermost frames of each rank."""
+    seen: Counter[str] = Counter()
+    for frame in frames:
+        rank = frame.partition(":")[0]
+        seen[rank] += 1
+        if seen[rank] <= _STACK_LINES:
+            yield frame
 
 
 def tail_lines(last: FailureRecord, room: int) -> list[str]:

@@ -155,6 +155,7 @@ def _newest(view: StatusView) -> Iterator[str]:
     yield f"{_name(newest)}{age}, {where}"
     if newest.tier == "memory":
         yield f"; on disk: {_name(on_disk) if on_disk else 'none'}"
+        return  # size and reason would be read as those of the one on the disk
     yield f", {human_bytes(newest.bytes)}"
     yield ", verified" if newest.verified else ""
     yield f", {newest.reason}"

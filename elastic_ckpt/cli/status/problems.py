@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -25,7 +24,7 @@ from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Slot
-from elastic_ckpt.protocol.stepless import STEPLESS
+from elastic_ckpt.protocol.stepless import CREATE_ONE, NO_SESSION, STEPLESS
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 ALARM_SECONDS: Final = {"training": 30.0, "fetching": 120.0}
@@ -41,7 +40,6 @@ ALARM_SHARE: Final = 0.25
 """A rank is a problem if its own work takes this multiple of the others', and costs this share of
 each step. What differs less is noise, or not worth a look."""
 
-_NO_SESSION: Final = "the script creates no Session, so there are no checkpoints"
 _MIRROR_TRIES: Final = 3  # fewer are a bucket's hiccup
 _FAILING: Final = re.compile(r": failing for ([0-9]+) tries: ")
 _FULL: Final = frozenset(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
@@ -101,9 +99,8 @@ def problems(job: JobDirectory, found: Observed) -> list[Problem]:
 
 
 def _of_script(found: Observed) -> Iterator[Problem]:
-    if _no_session(found.record, found.slots):
-        todo = "create one around the training loop, or give run --watch the checkpoints it writes"
-        yield Problem(f"{_NO_SESSION}: {todo}", "elastic-ckpt run --help", _NO_SESSION)
+    if found.record is not None and _no_session(found.record, found):
+        yield Problem(f"{NO_SESSION}: {CREATE_ONE}", "elastic-ckpt run --help", NO_SESSION)
     if found.record is not None and found.record.stepless_since:
         text = _stepless(found.record, found.now if found.running else None)
         yield Problem(text, warning=text)
@@ -174,8 +171,8 @@ def _aside(job: JobDirectory, found: Observed) -> Iterator[Problem]:
     state = found.record.state if found.record is not None else None
     if found.passed_over and newest is None:
         text = "there are checkpoints, and none is intact: a restart has nothing to load"
-        first = found.passed_over[0]
-        why = f"; {first.path.name}: {first.why}"
+        first = max(found.passed_over, key=lambda one: (one.epoch, one.step))
+        why = f"; the newest, of step {first.step}: {first.why}"
         yield Problem(f"{text}{why}", shown, text if found.running else "")
     if newest is None or state is RunState.FINISHED:
         return
@@ -211,12 +208,12 @@ def save_command(job: JobDirectory, error: str) -> str:
 
 def failure_command(record: NodeRecord) -> tuple[str, ...]:
     """Return the command, without the directory, that shows why a job failed: what the failed rank
-    printed; where each rank was for a hang; what our own processes did if nothing was printed."""
+    printed; if it printed nothing, where each rank was for a hang, else what our own processes did.
+    """
     last = record.last_failure
-    if last is not None and last.kind == FailureClass.HANG.value:
-        return ("report",)
     if last is None or not last.tail:
-        return ("logs", "--processes", "--last")
+        hung = last is not None and last.kind == FailureClass.HANG.value
+        return ("report",) if hung else ("logs", "--processes", "--last")
     return ("logs", "--last", *(("--rank", str(last.rank)) if last.rank >= 0 else ()))
 
 
@@ -258,11 +255,8 @@ def _stepless(record: NodeRecord, now: float | None) -> str:
     return f"no step for {seconds} in the open Session, {STEPLESS}"
 
 
-def _no_session(record: NodeRecord | None, slots: Sequence[Slot]) -> bool:
-    """Return whether the script has run to its end, or for a minute, without a Session."""
-    if record is None or record.saves_itself:
-        return False
-    if record.sessionless or record.state is not RunState.STARTING or not slots:
-        return record.sessionless
-    now = time.monotonic_ns()
-    return all(slot.pid and not slot.attached and now - slot.beat > 60e9 for slot in slots)
+def _no_session(record: NodeRecord, found: Observed) -> bool:
+    """Return whether the script has run to its end, or for a minute, without a Session; of one that
+    was stopped and has checkpoints from before that is not known."""
+    over = found.running or record.state is RunState.FINISHED
+    return record.sessionless and not record.saves_itself and (over or found.newest is None)

@@ -35,6 +35,7 @@ class InterruptionView(msgspec.Struct):
             ``regrouping``.
         kind: a failure's class, or a preemption's source; may be empty.
         rank: the first that failed; -1 if none did.
+        stacks: of a hang, where each rank was, a line for each frame.
     """
 
     cause: str
@@ -42,6 +43,7 @@ class InterruptionView(msgspec.Struct):
     rank: int
     message: str
     age_seconds: float
+    stacks: tuple[str, ...]
 
 
 class AuditView(msgspec.Struct):
@@ -93,4 +95,4 @@ def last_interruption(history: History, now: float) -> InterruptionView | None:
         return None
     last = history.interruptions[-1]
     age = max(0.0, now - last.at)
-    return InterruptionView(last.cause.value, last.kind, last.rank, last.message, age)
+    return InterruptionView(last.cause.value, last.kind, last.rank, last.message, age, last.stacks)

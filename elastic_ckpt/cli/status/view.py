@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import replace
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
 from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
@@ -13,8 +14,9 @@ from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.slurm.queue import SlurmView, not_begun
 from elastic_ckpt.cli.status import progress as work
-from elastic_ckpt.cli.status.advice import Situation, advise
+from elastic_ckpt.cli.status.advice import FIX_STORAGE, Situation, advise
 from elastic_ckpt.cli.status.disk import filling
+from elastic_ckpt.cli.status.moved import Moved, of_this_directory
 from elastic_ckpt.cli.status.nodes import (
     LeftOutView,
     NodeView,
@@ -49,6 +51,7 @@ from elastic_ckpt.jobdir.node_record import (
     job_records,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.worker_logs import log_files
 from elastic_ckpt.journal.history import History
 from elastic_ckpt.journal.history_types import Cause
 from elastic_ckpt.journal.journal import read_journal
@@ -202,9 +205,10 @@ def gather(
         ask_slurm: called unless the job runs.
     """
     records = job_records(job)
-    record = shown_record(records)
-    alive = record.owner.is_alive() if record else False
-    run = [one for one in records if record and one.run_id == record.run_id]
+    record, where = of_this_directory(job, _with_last_lines(job, shown_record(records)))
+    alive = record.owner.is_alive() if record and not where.run_is_elsewhere else False
+    here = record is not None and not where.run_is_elsewhere
+    run = [one for one in records if here and record and one.run_id == record.run_id]
     boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
     newest: CheckpointView | None = None
@@ -220,13 +224,18 @@ def gather(
     now = time.time() if running else None
     goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
-    state, message = _state(record, alive, beat) if record is not None else _unsupervised(job)
+    if record is not None:
+        state, message = _state(record, alive, beat, where)
+    else:
+        state, message = _unsupervised(job)
     slurm = None
     if state in ("unknown", "dead") or (record is not None and record.state in TERMINAL):
         slurm = ask_slurm(record.command.slurm_job if record and record.command else "")
     if slurm is not None and state == "unknown":
         state, message = not_begun(slurm)
     newest_save = last_save(history)
+    if newest is None and passed_over:
+        message = message.partition(FIX_STORAGE)[0]  # there is no older one to resume from
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
     left_out = left_out_views(job, record, run)
@@ -244,7 +253,8 @@ def gather(
     )  # fmt: skip
     warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
-    advice = advise(job, Situation(state, record, newest, bool(rejected), save_error, slurm))
+    situation = Situation(state, record, newest, bool(rejected), save_error, slurm)
+    advice = where.advice(advise(job, situation), state)
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
@@ -300,6 +310,16 @@ def gather(
     )
 
 
+def _with_last_lines(job: JobDirectory, record: NodeRecord | None) -> NodeRecord | None:
+    """Return the record with what the rank that hung printed last, if another node had it."""
+    last = record.last_failure if record is not None else None
+    if record is None or last is None or last.tail or last.kind != FailureClass.HANG.value:
+        return record
+    found = (one for one in log_files(job) if one.incarnation == record.incarnation)
+    tail = next((one.tail() for one in found if one.rank == last.rank), ())
+    return replace(record, last_failure=replace(last, tail=tail))
+
+
 def _step_size(slots: list[Slot]) -> str:
     changed = (step_size_changed(one.samples_before, one.samples_per_step) for one in slots)
     return next(filter(None, changed), "")
@@ -329,9 +349,13 @@ def _unsupervised(job: JobDirectory) -> tuple[str, str]:
     return "unknown", "no supervisor has run here"
 
 
-def _state(record: NodeRecord, alive: bool | None, beat: Heartbeat | None) -> tuple[str, str]:
+def _state(
+    record: NodeRecord, alive: bool | None, beat: Heartbeat | None, where: Moved
+) -> tuple[str, str]:
     if record.state in TERMINAL:
         return record.state.value, record.message
+    if where.run_is_elsewhere:
+        return "dead", where.message
     if alive is False:
         gone = f"the supervisor (pid {record.owner.pid}) was killed, or its disk failed,"
         return "dead", f"{gone} while it was {record.state.value}"

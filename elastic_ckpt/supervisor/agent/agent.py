@@ -172,7 +172,7 @@ class Agent:
         elif isinstance(command, Ask):
             self._ask(command.kind)
         if isinstance(command, Kill):
-            self._workers.kill()
+            self._workers.kill(hung=command.hung)
 
     def _move(self, spec: WorkerSpec) -> None:
         """Take the place that this node has from now on, once the workers are gone."""

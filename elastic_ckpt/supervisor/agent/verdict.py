@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,6 +13,9 @@ from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.policy.failure import LAUNCH_FAILED
 from elastic_ckpt.protocol.ended import Ended, EndKind, left_unsaved
 from elastic_ckpt.protocol.slot import Outcome, SessionStage, Slot
+
+BY_OTHERS: Final = ", by the kernel (out of memory?) or somebody (see dmesg)"
+"""After the message of a worker that got SIGKILL, and not from its agent."""
 
 
 def summarize(number: int, kind: EndKind, slots: Sequence[Slot]) -> Ended:

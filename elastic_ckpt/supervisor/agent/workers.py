@@ -22,7 +22,13 @@ from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.ended import ended_early, outcome_of_zero
 from elastic_ckpt.protocol.slot import Outcome, Slot
 from elastic_ckpt.supervisor.agent.launch import WorkerProcess
-from elastic_ckpt.supervisor.agent.verdict import StuckWorker, exit_text, explain, signal_name
+from elastic_ckpt.supervisor.agent.verdict import (
+    BY_OTHERS,
+    StuckWorker,
+    exit_text,
+    explain,
+    signal_name,
+)
 from elastic_ckpt.util.outlet import print_error
 from elastic_ckpt.util.processes import (
     copies,
@@ -71,6 +77,8 @@ class Workers:
         self._known: set[int] = set()  # local ranks whose pid is known
         self._pidfds: dict[int, int] = {}  # local rank -> pidfd, while the worker lives
         self._culprit: Slot | None = None
+        self._hung = -1
+        self._killed_before = False  # SIGKILL was sent from here before one failed
         self._woken_at = 0
         self._all_left_at: float | None = None
         self._gone_at: float | None = None  # when the last worker was gone
@@ -209,14 +217,15 @@ class Workers:
             self._board.rank_slot(slot.local_rank).leave(outcome)
 
     def _blame(self, slot: Slot) -> None:
-        self._culprit = slot
+        self._culprit, self._killed_before = slot, self._killed_at is not None
         self.failed_at = slot.left or self._woken_at
         self._board.abort(self._board.flag)
         self.kill()
         self.noticed_at = time.monotonic_ns()
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to every worker."""
+    def kill(self, number: int = signal.SIGKILL, hung: int = -1) -> None:
+        """Send a signal to every worker; ``hung`` is the rank that is to blame, -1 for none."""
+        self._hung = max(self._hung, hung)
         sent = [
             process.pid for process in list(WorkerProcess.started) if process.send_signal(number)
         ]
@@ -243,7 +252,8 @@ class Workers:
     def first_failed(self, slots: list[Slot]) -> Slot:
         """Return the worker whose failure caused the others'."""
         failed = (slot for slot in slots if slot.outcome is Outcome.FAILED)
-        return self._culprit or next(failed, slots[0])
+        hung = next((slot for slot in slots if slot.rank == self._hung >= 0), None)
+        return hung or self._culprit or next(failed, slots[0])
 
     def explain(self, failed: Slot, failures: Mapping[int, Any]) -> tuple[int, str]:
         """Return the exit code and one line for a failed worker; see ``verdict.py``. Torch elastic
@@ -251,7 +261,9 @@ class Workers:
         failure = failures.get(failed.rank)
         if not failed.pid:  # no worker reached the board: torch elastic's record is all there is
             failure = next(iter(failures.values()), None)
-        return explain(failed, _exit_status(failed.pid), failure)
+        status, message = explain(failed, _exit_status(failed.pid), failure)
+        ours = self._killed_at is not None if self._culprit is None else self._killed_before
+        return status, message + BY_OTHERS * (status == -signal.SIGKILL and not ours)
 
     def in_background(self, template: int) -> int:
         """Return the pid of a copy of a worker that put itself into the background; 0 if none is.
@@ -291,7 +303,7 @@ class Workers:
         self._pidfds.clear()
         self._known.clear()
         self._culprit = self._all_left_at = self._gone_at = self._killed_at = None
-        self._silent = self._warned = False
+        self._silent, self._warned, self._hung = False, False, -1
         self.failed_at = self.noticed_at = 0
         kill_all(
             process

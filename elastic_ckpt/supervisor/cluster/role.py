@@ -52,8 +52,9 @@ class Role:
             return
         stuck = run.incarnations.hangs.poll()
         if stuck is not None:
-            run.incarnations.on_hang(Hang.of([stuck]))
-            run.agent.send(Kill())
+            hang = Hang.of([stuck])
+            run.incarnations.on_hang(hang)
+            run.agent.send(Kill(hung=hang.rank))
 
     def on_ended(self, run: Supervisor) -> None:
         """Note that an incarnation is over, before :meth:`follow_up`."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from elastic_ckpt.journal.events import EmergencyChosen, SaveIntervalChanged
+from elastic_ckpt.journal.events import EmergencyChosen, Saved, SaveFailure, SaveIntervalChanged
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.emergency import ChoiceKind, EmergencyChoice
 from elastic_ckpt.policy.interval import OptimalInterval, SaveInterval
@@ -26,7 +26,7 @@ UNKNOWN_LEAD_SECONDS: Final = 60.0
 
 
 class SaveAdviser:
-    """Advises one run. Times are monotonic seconds."""
+    """Advises one run. Times are monotonic seconds. ``failed``: why the last save failed, or ""."""
 
     def __init__(
         self, settings: RunSettings, clock: Clock, directory: DirectoryPort, journal: Journal
@@ -40,6 +40,7 @@ class SaveAdviser:
         self._schedule = self._make_schedule(settings)
         self._forecast = SaveForecast(directory, journal, uploads=bool(settings.own_bucket))
         self._chosen: ChoiceKind | None = None
+        self.failed = ""
 
     @property
     def optimal_interval(self) -> OptimalInterval | None:
@@ -128,6 +129,11 @@ class SaveAdviser:
 
     def _take_in(self) -> None:
         for event in self._directory.events():
+            match event.event:
+                case SaveFailure(error=error):
+                    self.failed = error
+                case Saved():
+                    self.failed = ""
             self._forecast.learn(event)
             self._schedule.learn(event)
         self._forecast.keep()

@@ -109,6 +109,7 @@ class HangWatch:
             tuple(silences),
             tuple(number for number, stack in stacks.items() if stack.waits),
             {number: stack.own for number, stack in stacks.items() if stack.own},
+            unread=next((stack.why for stack in stacks.values() if stack.why), ""),
         )
         self._journal.write(
             HangFound(
@@ -116,7 +117,7 @@ class HangWatch:
                 step=max(silence.entered for silence in silences),
                 idle_seconds=min(silence.idle_seconds for silence in silences),
                 phases={str(silence.rank): silence.phase for silence in silences},
-                stacks={str(number): list(stack.frames) for number, stack in stacks.items()},
+                stacks={str(number): stack.lines for number, stack in stacks.items()},
             )
         )
         if incarnation == self._incarnations:

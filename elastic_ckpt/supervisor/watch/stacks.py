@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sysconfig
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from elastic_ckpt.util.text import printable
+from elastic_ckpt.util.versions import beside_python
 
 DUMP_SECONDS: Final = 10.0
 _MAX_FRAMES: Final = 40
@@ -23,11 +22,20 @@ _BACKWARD: Final = "_engine_run_backward"
 """DistributedDataParallel waits for the other ranks inside it."""
 
 
+NO_PROGRAM: Final = "the program py-spy is missing: reinstall the package py-spy"
+
+
 @dataclass(frozen=True)
 class Stack:
-    """The main thread of a worker, innermost frame first; or why it could not be read."""
+    """The main thread of a worker, innermost frame first; or ``why`` it could not be read."""
 
-    frames: tuple[str, ...]
+    frames: tuple[str, ...] = ()
+    why: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """The frames, or why there are none."""
+        return [*self.frames, *[self.why] * bool(self.why)]
 
     @property
     def waits(self) -> bool:
@@ -48,7 +56,7 @@ def dump_stacks(pids: Mapping[int, int]) -> dict[int, Stack]:
 
 
 def _dump(pid: int) -> Stack:
-    command = [_program(), "dump", "--nonblocking", "--json", "--pid", str(pid)]
+    command = [beside_python("py-spy"), "dump", "--nonblocking", "--json", "--pid", str(pid)]
     try:
         done = subprocess.run(
             command,
@@ -59,12 +67,14 @@ def _dump(pid: int) -> Stack:
         )
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            return Stack((f"no stack: {printable(said[-1] if said else 'py-spy failed', 300)}",))
+            return Stack(why=f"no stack: {printable(said[-1] if said else 'py-spy failed', 300)}")
         threads = json.loads(done.stdout)
         main = next(one for one in threads if one.get("thread_name") == "MainThread")
         return Stack(tuple(_script_frames(main["frames"]))[:_MAX_FRAMES])
+    except FileNotFoundError:
+        return Stack(why=f"no stack: {NO_PROGRAM}")
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, StopIteration) as error:
-        return Stack((f"no stack: {printable(str(error), 300) or type(error).__name__}",))
+        return Stack(why=f"no stack: {printable(str(error), 300) or type(error).__name__}")
 
 
 def _script_frames(frames: list[dict[str, Any]]) -> Iterator[str]:
@@ -73,8 +83,3 @@ def _script_frames(frames: list[dict[str, Any]]) -> Iterator[str]:
         if frame["filename"].endswith(_CALLERS):
             return
         yield printable(f"{frame['name']} ({frame['filename']}:{frame['line']})", 300)
-
-
-def _program() -> str:
-    beside = Path(sysconfig.get_path("scripts")) / "py-spy"
-    return str(beside) if beside.exists() else "py-spy"

@@ -7,13 +7,33 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 
 from elastic_ckpt.checkpoint.own.files import stamps_of
 from elastic_ckpt.checkpoint.own.seal import seal, write
+from elastic_ckpt.cli import drill
 from elastic_ckpt.cli import save as module
 from elastic_ckpt.cli.progress.live_line import LiveLine
+from elastic_ckpt.errors import NotAnswered
+from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.protocol.run_state import RunState
+
+RUNS = SimpleNamespace(sessionless=False, saves_itself=True)
+
+
+@pytest.mark.parametrize("command", [module.command, drill.command], ids=["save", "drill"])
+def test_without_a_session_nothing_is_waited_for(tmp_path: Path, command: click.Command) -> None:
+    job = JobDirectory(tmp_path / "job")
+    job.prepare()
+    NodeRecord(
+        job="tested", run_id="1", node="here", owner=ProcessIdentity.current(),
+        since=time.time(), state=RunState.STARTING, sessionless=True,
+    ).write(job.node_record("here"))  # fmt: skip
+    with pytest.raises(NotAnswered, match="the script has created no Session"):
+        command.main([str(job.root)], standalone_mode=False)
+    assert not list(job.requests.iterdir()), "no request is left"
 
 
 def test_what_the_script_wrote_before_the_request_does_not_answer_it(
@@ -35,7 +55,7 @@ def test_what_the_script_wrote_before_the_request_does_not_answer_it(
         write(job, seal(path, stamps, number=step, step=step, run=1, incarnation=1))
 
     seal_next()
-    monkeypatch.setattr(module, "running_records", lambda job: [SimpleNamespace()])
+    monkeypatch.setattr(module, "running_records", lambda job: [RUNS])
     monkeypatch.setattr(module, "read_slots", lambda record: [])
     monkeypatch.setattr(module.time, "sleep", seal_next)
     found = module.saved_now(job, job.root, 20, LiveLine("waiting"))

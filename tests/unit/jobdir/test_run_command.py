@@ -49,6 +49,25 @@ def test_command_that_cannot_be_kept_is_left_out(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("words", "options", "moved"),
+    [
+        ("run --dir a t.py", 3, "run --dir /b t.py"),
+        ("run --nproc 2 --dir=a -- t.py --dir x", 4, "run --dir /b --nproc 2 -- t.py --dir x"),
+        ("run --config j.toml -- t.py --dir x", 3, "run --dir /b --config j.toml -- t.py --dir x"),
+        ("run --dir a t.py", 0, "run --dir /b t.py"),
+        ("", 0, ""),
+    ],
+)
+def test_the_same_command_for_a_directory_that_was_moved(
+    words: str, options: int, moved: str
+) -> None:
+    found = RunCommand(tuple(words.split()), "/", options=options, place="/a").at("/b")
+    assert (found.argv, found.options == 0) == (tuple(moved.split()), options == 0)
+    assert found.script == (found.argv[found.argv.index("t.py") - ("--" in words.split()) :]
+                            if options else ())  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("called", "words"),
     [("/x/elastic_ckpt/__main__.py", [sys.executable, "-m", "elastic_ckpt"]),
      ("/nowhere/elastic-ckpt", ["/nowhere/elastic-ckpt"])],

@@ -128,12 +128,32 @@ def test_a_hang_during_the_measurement_keeps_the_earlier_findings(
     assert tree(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("number", "todo"),
+    [(errno.EACCES, "run as its owner"), (errno.EROFS, "mount it for writing"),
+     (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space, or raise the quota")],
+)  # fmt: skip
 def test_an_unwritable_directory_is_a_problem(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, todo: str
 ) -> None:
-    monkeypatch.setattr(os, "mkdir", refuse(errno.EACCES))
+    monkeypatch.setattr(os, "mkdir", refuse(number))
     found = found_in(place_at(tmp_path))
-    assert found["writing"].text == f"{tmp_path} is not writable: Permission denied"
+    assert found["writing"].text == f"{tmp_path} is not writable: {os.strerror(number)}"
+    assert found["writing"].todo.startswith(todo)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_problem_and_what_needs_room_is_untried(
+    tmp_path: Path, storage: Callable[..., None], number: int
+) -> None:
+    why = os.strerror(number)
+    storage(*(TrialResult(what, why, number) for what in ("fsync", "rename", "writing")),
+            TrialResult("locks"))  # fmt: skip
+    found = list(check_storage(place_at(tmp_path), GRACE, lambda text: None))
+    assert [(one.what, one.state) for one in found] == [
+        ("writing", "problem"), ("fsync", "untried"), ("rename", "untried"), ("locks", "ok"),
+    ]  # fmt: skip
+    assert "another file system" not in f"{found}"
 
 
 def test_an_interrupted_test_leaves_nothing(tmp_path: Path) -> None:
@@ -269,12 +289,27 @@ def test_the_newest_intact_checkpoint_is_reported(tmp_path: Path) -> None:
     assert look(job.root).saved_seconds == pytest.approx(30.0)
 
 
+def test_checkpoints_of_which_none_is_intact_are_a_problem(tmp_path: Path) -> None:
+    job = open_job(tmp_path / "job")
+    made = [make_checkpoint(job, step) for step in (10, 20)]
+    for one in made:
+        one.joinpath("modeling/model.safetensors").unlink()
+    first, _ = check_directory(look(job.root))
+    assert (first.state, first.what) == ("problem", "directory")
+    assert first.text == (
+        f"{job.root}: none of its checkpoints is intact (2 damaged): a start would end with 65"
+    )
+    make_checkpoint(job, 5)
+    assert next(iter(check_directory(look(job.root)))).state == "ok"
+
+
 def test_a_missing_directory_is_tested_in_its_parent(tmp_path: Path) -> None:
     found = look(tmp_path / "a" / "b")
     assert (found.root, found.tested) == (str(tmp_path / "a" / "b"), str(tmp_path))
     assert not found.exists and tree(tmp_path) == {}
     (first, _) = check_directory(found)
     assert first.text == f"{tmp_path}/a/b does not exist yet; tested {tmp_path}"
+    assert first.state == "untried", "so that it is said without -v"
 
 
 def test_a_path_that_is_not_a_directory_is_a_problem(tmp_path: Path) -> None:
@@ -303,8 +338,8 @@ def test_a_directory_that_does_not_answer_is_a_problem(
     ("free", "state", "text"),
     [
         (10 * GB, "ok", "10.0 GB free: room for 3 more checkpoints"),
-        (5 * GB, "warning", "5.0 GB free, and a checkpoint takes 3.0 GB"),
-        (2 * GB, "problem", "2.0 GB free, and a checkpoint takes 3.0 GB"),
+        (5 * GB, "warning", "5.0 GB free, and a save needs about 3.0 GB"),
+        (2 * GB, "problem", "2.0 GB free, and a save needs about 3.0 GB"),
     ],
 )
 def test_free_space(tmp_path: Path, free: int, state: str, text: str) -> None:

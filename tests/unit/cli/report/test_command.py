@@ -27,7 +27,7 @@ from elastic_ckpt.cli.app import main
 from elastic_ckpt.cli.report.material import Material, collect
 from elastic_ckpt.cli.report.page import render
 from elastic_ckpt.cli.report.words import figure, moment, offset, rounded
-from elastic_ckpt.jobdir.node_record import NodeRecord, ProcessIdentity, boot_id
+from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessIdentity, boot_id
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import MAX_LINE_BYTES
 from elastic_ckpt.journal.line import JournalEntry
@@ -214,6 +214,26 @@ def test_an_empty_directory(tmp_path: Path) -> None:
     assert "There is none yet" in page.answer("good")
     assert "Start it with elastic-ckpt run" in page.answer("safe")
     assert (page.count("failure"), page.count("notice"), page.count("save")) == (0, 0, 0)
+
+
+def test_what_a_last_failure_lost_was_not_trained_again(job: JobDirectory) -> None:
+    """And the command to type has the directory, which the sentence leaves out."""
+    again = [steps(100, 60), ended(120, "crashed"), happened(120, "crash", {"rank": 1}),
+             end(121, "failed", 70)]  # fmt: skip
+    write_journal(job, [*CRASHED, *again])
+    failure = FailureRecord(1, "signal", "killed", ("x",), BEGAN)
+    record(job, RunState.FAILED, is_alive=False, exit_code=70, last_failure=failure)
+    page = page_of(job)
+    assert_harmless(page)
+    assert "20 steps Trained again after an interruption. What was lost last" in page.answer("lost")
+    assert "See why it failed, fix that, then" in page.answer("safe")
+    assert f"elastic-ckpt logs --last --rank 1 {job.root}" in page.answer("safe")
+
+
+def test_without_a_session_all_is_lost(job: JobDirectory) -> None:
+    write_journal(job, [*DISTURBED, end(154, "preempted", 76)])
+    record(job, RunState.PREEMPTED, is_alive=False, exit_code=76, sessionless=True)
+    assert "All that was trained The script creates no Session" in page_of(job).answer("lost")
 
 
 def test_a_job_that_was_preempted(job: JobDirectory) -> None:

@@ -20,13 +20,14 @@ from elastic_ckpt.checkpoint.quarantine import set_aside
 from elastic_ckpt.cli.status import disk
 from elastic_ckpt.cli.status import view as status_view
 from elastic_ckpt.cli.status.page import page
-from elastic_ckpt.cli.status.view import gather
+from elastic_ckpt.cli.status.view import NewestView, gather
 from elastic_ckpt.cli.status.workers import worker_views
 from elastic_ckpt.jobdir.left_out import LeftOutNode, write_left_out
 from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessIdentity
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.jobdir.run_command import RunCommand
+from elastic_ckpt.jobdir.worker_logs import LogWriter
 from elastic_ckpt.journal.line import encode_line
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
@@ -102,10 +103,18 @@ def aside(job: JobDirectory) -> None:
     set_aside(job, job.checkpoint(0, 60), f"{MODEL} is damaged")
 
 
+def printed(job: JobDirectory) -> None:
+    """Let ranks 0 and 1 have printed something."""
+    for rank in (0, 1):
+        LogWriter(job, 1, rank).write(f"rank {rank}: downloading\n".encode())
+
+
 SAVE_FAILED = ("save_failed", {"step": 80, "error": FULL})
 SAVED = ("saved", {"step": 60, "epoch": 0, "tier": "disk", "reason": "interval", "seconds": 0.1})
 PREEMPTED, FAILED, FINISHED = RunState.PREEMPTED, RunState.FAILED, RunState.FINISHED
 FROM_60 = "rerun the same command: it resumes from step 60"
+
+MISPLACED = ("elastic-ckpt", "run", "--dir", "ck", "t.py", "--keep-last", "3", "--x")
 
 ENDINGS = [
     Case("finished", FINISHED, 0, advice="nothing is left to do; its checkpoints:",
@@ -128,7 +137,8 @@ ENDINGS = [
          wrong=(f"the checkpoint of step 80 is damaged ({MODEL} is missing): a restart resumes",),
          advice=FROM_60, commands=("elastic-ckpt list {job}", RERUN)),
     Case("no checkpoint is intact", FAILED, 65, steps=(-60,), exit_code=2,
-         wrong=("there are checkpoints, and none is intact: a restart has nothing to load; epoch",),
+         wrong=("there are checkpoints, and none is intact: a restart has nothing to load; the "
+         "newest, of step",),
          advice="a rerun would end the same way",
          commands=("elastic-ckpt list {job}", "elastic-ckpt list {job}")),
     Case("two checkpoints were damaged", FAILED, 65, "2 checkpoints in a row failed verification",
@@ -137,6 +147,22 @@ ENDINGS = [
     Case("the wrong data set", FAILED, 65, "the data set is another one", exit_code=2,
          advice=f"correct what the message says does not match, then {FROM_60}; to train on other",
          commands=(RERUN,)),
+    Case("an option of run after the script", FAILED, 70, "no retry: rank 0 failed: exit code 2", {
+         "command": RunCommand(MISPLACED, "/", options=4),
+         "last_failure": failure(0, "start-up", "exit code 2", "usage: t.py [--x]")}, exit_code=2,
+         advice="--keep-last is an option of run, and must stand before the script; correct that",
+         commands=("cd / && elastic-ckpt run --dir ck t.py --keep-last 3 --x",)),
+    Case("an option that is not run's", FAILED, 70, "no retry: rank 0 failed: exit code 2", {
+         "last_failure": failure(0, "start-up", "exit code 2", "usage: t.py [--x]")}, exit_code=2,
+         advice="see why it failed", commands=("elastic-ckpt logs --last --rank 0 {job}", RERUN)),
+    Case("other data than the run that trained", FAILED, 65, "the data set is another one", {
+         "trained": RunCommand(("elastic-ckpt", "run", "--dir", "ck", "t.py", "--data", "9"), "/")},
+         advice="correct what the message says does not match; it was trained with the command "
+         "below, with which it resumes from step 60; to train on other", exit_code=2,
+         commands=("cd / && elastic-ckpt run --dir ck t.py --data 9",)),
+    Case("other data by the same command", FAILED, 65, "the data set is another one", {
+         "trained": RunCommand(tuple(RERUN.partition("&& ")[2].split()), "/work")}, exit_code=2,
+         advice=f"so what it reads has changed; then {FROM_60}", commands=(RERUN,)),
     Case("the budget is spent", FAILED, 70, "4 failures without progress: rank 1 failed", {
          "last_failure": failure(1, "error", "ValueError: nan", "Traceback", "ValueError: nan")},
          advice=f"(elastic-ckpt logs --last --rank 1), fix that, then {FROM_60}", exit_code=2,
@@ -147,7 +173,16 @@ ENDINGS = [
          commands=("elastic-ckpt logs --processes --last {job}", RERUN)),
     Case("it hung too often", FAILED, 70, "", {
          "last_failure": failure(1, "hang", "no progress for 60 s in step 9", "step 8")},
-         advice="see why it failed", commands=("elastic-ckpt report {job}", RERUN), exit_code=2),
+         advice="see why it failed (elastic-ckpt logs --last --rank 1; the report shows each "
+         "rank's stack), fix that, then rerun", exit_code=2, commands=(
+         "elastic-ckpt logs --last --rank 1 {job}", "elastic-ckpt report {job}", RERUN)),
+    Case("it hung on another node", FAILED, 70, "", {
+         "last_failure": failure(1, "hang", "no progress for 60 s in step 9")}, prepare=printed,
+         advice="see why it failed (elastic-ckpt logs --last --rank 1;", exit_code=2, commands=(
+         "elastic-ckpt logs --last --rank 1 {job}", "elastic-ckpt report {job}", RERUN)),
+    Case("it hung in silence", FAILED, 70, "", {
+         "last_failure": failure(1, "hang", "no progress for 60 s in step 9")}, exit_code=2,
+         advice="see why it failed", commands=("elastic-ckpt report {job}", RERUN)),
     Case("the storage failed", FAILED, 70, "", {
          "last_failure": failure(0, "storage", "StorageFailed: rank 0 could not load", "x")},
          advice=f"fix the storage (elastic-ckpt doctor), then {FROM_60}", exit_code=2,
@@ -174,7 +209,17 @@ ENDINGS = [
          wrong=("no step was seen in the script's Session",), advice="nothing is left to do"),
     Case("preempted without a Session", PREEMPTED, 76, "", {"sessionless": True}, steps=(),
          wrong=("the script creates no Session, so there are no checkpoints: create one around",),
-         advice="it starts at step 0", commands=("elastic-ckpt run --help", RERUN), exit_code=1),
+         advice="it starts at step 0, as each rerun does until the script creates a Session",
+         commands=("elastic-ckpt run --help", RERUN), exit_code=1),
+    Case("failed without a Session", FAILED, 70, "", {"sessionless": True,
+         "last_failure": failure(1, "error", "ValueError: nan", "x")}, steps=(), exit_code=2,
+         wrong=("the script creates no Session",), advice="as each rerun does until the script",
+         commands=("elastic-ckpt run --help", "elastic-ckpt logs --last --rank 1 {job}", RERUN)),
+    Case("killed without a Session", record={"sessionless": True, "owner": gone()}, steps=(),
+         wrong=("the script creates no Session",), advice="as each rerun does until the script",
+         commands=("elastic-ckpt run --help", RERUN), exit_code=2),
+    Case("preempted before its Session, with checkpoints", PREEMPTED, 76, "",
+         {"sessionless": True}, advice=FROM_60, commands=(RERUN,), exit_code=1),
     Case("never started", None, steps=(), advice="start it with elastic-ckpt run", exit_code=2,
          commands=("elastic-ckpt run --dir {job} -- SCRIPT.py",)),
     Case("copied here", None, advice="start it with elastic-ckpt run: it resumes from step 60",
@@ -432,3 +477,47 @@ def test_a_healthy_page_says_what_where_since_when_and_what_a_loss_costs(
     assert lines[2].startswith("newest     step 60, ") and "on disk" in lines[2]
     assert lines[3].startswith("at risk    40 steps, ")
     assert "s ago: failure, rank 1 (signal): killed by SIGKILL" in lines[4]
+
+
+def test_of_a_hang_the_rank_to_blame_is_shown_with_all_stacks(job: JobDirectory) -> None:
+    stacks = {"0": ["all_reduce (torch/distributed/c10d.py:1)"], "1": ["recv", "get (train.py:7)"]}
+    case = Case(
+        "", FAILED, 70, "step 9 failed 3 times",
+        {"last_failure": failure(1, "hang", "no progress")},
+        journal=(
+            ("start", {}), ("launch", {"incarnation": 1}),
+            ("hang", {"rank": 1, "stacks": stacks}), ("ended", {"kind": "crashed", "rank": 1}),
+            ("crash", {"rank": 1, "kind": "hang", "message": "no progress"}),
+        ),
+        prepare=printed, exit_code=2,
+    )  # fmt: skip
+    text = put(job, case)
+    assert "rank 1: downloading" in text and "rank 0: downloading" not in text
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(page(gather(job), 200, verbose=True))
+    for line in ("rank 1: downloading", "rank 0: all_reduce", "rank 1: get (train.py:7)"):
+        assert line in captured.get()
+    assert "rank 0: downloading" not in captured.get()
+
+
+def test_what_is_said_of_the_newest_is_not_read_as_of_the_one_on_the_disk(
+    job: JobDirectory,
+) -> None:
+    view = gather(job)
+    newest = NewestView(256, "/m", "memory", 921_500, 32.0, "emergency", False)
+    on_disk = NewestView(100, "/d", "disk", 4000, 90.0, "interval", False)
+    shown = msgspec.structs.replace(view, newest_intact=newest, newest_on_disk=on_disk)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(page(shown, 200))
+    assert captured.get().rstrip().endswith("step 256, 32 s old, in memory; on disk: step 100")
+
+
+def test_no_older_checkpoint_is_promised_where_none_is_intact(job: JobDirectory) -> None:
+    aside = "2 checkpoints in a row failed verification and were moved to q"
+    told = f"{aside}: fix the storage, then rerun the same command to resume from an older one"
+    text = put(job, Case("", FAILED, 65, told, steps=(-60,), exit_code=2))
+    assert aside in text and "fix the storage" not in text
+    make_checkpoint(job, 40)
+    assert told in shown(job)

@@ -61,6 +61,38 @@ def test_worker_that_sigkill_does_not_end_is_named_and_ends_the_run(
     assert workers.stuck() == []
 
 
+@pytest.mark.parametrize(("hung", "first"), [(-1, 0), (1, 1), (7, 0)])
+def test_of_workers_killed_in_a_hang_the_one_to_blame_failed_first(
+    monkeypatch: pytest.MonkeyPatch, hung: int, first: int
+) -> None:
+    monkeypatch.setattr(WorkerProcess, "started", [])
+    board = Board.create(2)
+    for rank in (0, 1):
+        board.rank_slot(rank).launched(rank, os.getpid())
+    workers = Workers(board, selectors.DefaultSelector())
+    workers.kill(hung=hung)
+    assert workers.first_failed(board.read_slots()).rank == first
+
+
+@pytest.mark.parametrize(
+    ("status", "killed", "says"),
+    [(-9, False, "killed by SIGKILL, by the kernel (out of memory?) or somebody (see dmesg)"),
+     (-9, True, "killed by SIGKILL"), (-15, False, "killed by SIGTERM"), (1, False, "exit code 1")],
+)  # fmt: skip
+def test_a_sigkill_that_was_not_sent_from_here_says_who_may_have(
+    monkeypatch: pytest.MonkeyPatch, status: int, killed: bool, says: str
+) -> None:
+    monkeypatch.setattr(module, "_exit_status", lambda pid: status)
+    board = Board.create(1)
+    board.rank_slot(0).launched(0, os.getpid())
+    sent = SimpleNamespace(pid=1, send_signal=lambda number: True, is_there=True)
+    monkeypatch.setattr(WorkerProcess, "started", [sent])
+    workers = Workers(board, selectors.DefaultSelector())
+    if killed:
+        workers.kill()
+    assert workers.explain(board.read_slots()[0], {}) == (status, says)
+
+
 @pytest.mark.parametrize(
     ("command", "says"), [("true", []), ("./no-such.sh 2>&-", ["exit code 127"]), ("kill -9 $$",
      ["killed by SIGKILL"])],

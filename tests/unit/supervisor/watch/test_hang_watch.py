@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.journal.journal import Journal
-from elastic_ckpt.policy.hang import PACE_SILENCES, Effort
+from elastic_ckpt.policy.hang import PACE_SILENCES, Effort, Hang
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.supervisor.ports import Clock
@@ -25,6 +25,7 @@ class Host:
 
     def __init__(self) -> None:
         self.does = Effort.IDLE
+        self.stack = Stack()
 
     def effort(self, pids: Iterable[int]) -> Effort:
         return self.does
@@ -33,7 +34,7 @@ class Host:
         work()
 
     def stacks(self, pids: Mapping[int, int]) -> Mapping[int, Stack]:
-        return {rank: Stack(()) for rank in pids}
+        return dict.fromkeys(pids, self.stack)
 
 
 class Scene(Clock):
@@ -73,6 +74,24 @@ def scene(tmp_path: Path) -> Scene:
 def test_silence_beyond_the_limit_is_a_hang(scene: Scene) -> None:
     assert not scene.pass_by(59)
     assert scene.pass_by(3)
+
+
+@pytest.mark.parametrize(
+    ("stack", "line", "stacks"),
+    [
+        (Stack(("recv (/usr/site-packages/x.py:1)", "get (train.py:7)")), "get (train.py:7)",
+         "; elastic-ckpt report shows each rank's stack"),
+        (Stack(why="no stack: py-spy is missing"), "", "; no stack: py-spy is missing"),
+    ],
+)  # fmt: skip
+def test_a_stack_that_cannot_be_read_is_no_place_in_the_script(
+    scene: Scene, stack: Stack, line: str, stacks: str
+) -> None:
+    scene.host.stack = stack
+    scene.pass_by(59)
+    [found] = [found for _ in range(3) if (scene.pass_by(1), found := scene.watch.poll())[1]]
+    assert found.lines.get(0, "") == line
+    assert Hang.of([found]).stacks == stacks
 
 
 def test_a_job_that_was_suspended_with_its_supervisor_has_its_time_again(scene: Scene) -> None:

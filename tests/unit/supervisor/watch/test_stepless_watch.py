@@ -1,4 +1,4 @@
-"""A Session that is open and shows no step is a warning after a minute."""
+"""No Session, or one that is open and shows no step, is a warning after a minute."""
 
 from __future__ import annotations
 
@@ -97,3 +97,26 @@ def test_the_end_without_a_step_is_reported_unless_it_resumed_at_its_end(
     )
     assert len(scene.said) == lines and bool(scene.record.node.stepless_since) == bool(lines)
     assert all("closed without one step, so nothing is saved" in line for line in scene.said)
+
+
+@pytest.mark.parametrize("saves_itself", [False, True])
+def test_a_script_without_a_session_is_a_warning_after_a_minute(
+    scene: Scene, saves_itself: bool
+) -> None:
+    scene.board.begin_incarnation(2)
+    scene.record.node.saves_itself = saves_itself
+    for rank, slot in enumerate(scene.slots):
+        slot.launched(rank, 100 + rank)
+    scene.after(55)
+    assert not scene.record.node.sessionless and not scene.said
+    scene.after(62)
+    scene.after(90)
+    assert scene.record.node.sessionless is not saves_itself
+    assert len(scene.said) == (not saves_itself)
+    assert all("creates no Session" in line and "--watch" in line for line in scene.said)
+
+
+def test_a_session_that_took_long_ends_the_warning(scene: Scene) -> None:
+    scene.record.node.sessionless = True
+    scene.after(1)
+    assert not scene.record.node.sessionless
