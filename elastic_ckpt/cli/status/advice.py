@@ -88,6 +88,11 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
         special = _by_message(job, found, record, again, rerun)
         if special is not None:
             return special
+    if record.own_trouble is not None and found.newest is None:
+        if record.own_trouble.refused:
+            text = "correct --complete-when in this command; as it is, it ends with 64:"
+            return Advice(text, rerun)
+        return Advice(f"if --watch and --complete-when are right, {again}; else correct it", rerun)
     if found.save_error:
         first = "first make saves work, or the same steps are lost again"
         text = f"{first}: the last save failed: {found.save_error}; then {again}"

@@ -18,7 +18,7 @@ from elastic_ckpt.cli.status.nodes import LeftOutView
 from elastic_ckpt.cli.status.saves import AuditView, LastSaveView
 from elastic_ckpt.cli.status.workers import WorkerView, silent_seconds
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat
-from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.node_record import NodeRecord, OwnTrouble
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.policy.failure import FailureClass
@@ -103,6 +103,9 @@ def _of_script(found: Observed) -> Iterator[Problem]:
     if _no_session(found.record, found.slots):
         todo = "create one around the training loop, or give run --watch the checkpoints it writes"
         yield Problem(f"{_NO_SESSION}: {todo}", "elastic-ckpt run --help", _NO_SESSION)
+    if found.record is not None and found.record.own_trouble is not None:
+        text = _own_trouble(found.record.own_trouble, found.now if found.running else None)
+        yield Problem(text, "elastic-ckpt run --help", text)
     if found.record is not None and found.record.stepless_since:
         text = _stepless(found.record, found.now if found.running else None)
         yield Problem(text, warning=text)
@@ -255,6 +258,14 @@ def _stepless(record: NodeRecord, now: float | None) -> str:
         return f"no step was seen in the script's Session, {STEPLESS}"
     seconds = human_duration(max(0.0, now - record.stepless_since))
     return f"no step for {seconds} in the open Session, {STEPLESS}"
+
+
+def _own_trouble(trouble: OwnTrouble, now: float | None) -> str:
+    if now is None:
+        return f"nothing was sealed: {trouble.text}"
+    seconds = human_duration(max(0.0, now - trouble.since))
+    unless = "" if trouble.refused else "; correct it, unless the first save is still to come"
+    return f"nothing is sealed after {seconds}: {trouble.text}{unless}"
 
 
 def _no_session(record: NodeRecord | None, slots: Sequence[Slot]) -> bool:

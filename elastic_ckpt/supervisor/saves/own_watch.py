@@ -17,6 +17,7 @@ from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import OwnSeal
 from elastic_ckpt.errors import ElasticCkptError, ExitCode, LockHeld, UsageError
+from elastic_ckpt.jobdir.node_record import OwnTrouble
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import Quarantined, Saved
 from elastic_ckpt.journal.journal import Journal
@@ -175,6 +176,10 @@ class OwnWatch:
     def saved(self) -> bool:
         return self._keeper.since_mark
 
+    @property
+    def trouble(self) -> OwnTrouble | None:
+        return self._keeper.mistakes.trouble if self._given else None
+
     def newest(self) -> Key:
         return _key(self._keeper.newest)
 
@@ -276,6 +281,7 @@ class NoOwnSaves:
     prepared = settled = True
     arguments: tuple[str, ...] = ()
     newest_name = failed = ""
+    trouble: OwnTrouble | None = None
     failed_code = ExitCode.UNAVAILABLE
 
     def start(self) -> None:

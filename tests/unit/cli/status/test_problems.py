@@ -23,7 +23,12 @@ from elastic_ckpt.cli.status.page import page
 from elastic_ckpt.cli.status.view import gather
 from elastic_ckpt.cli.status.workers import worker_views
 from elastic_ckpt.jobdir.left_out import LeftOutNode, write_left_out
-from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessIdentity
+from elastic_ckpt.jobdir.node_record import (
+    FailureRecord,
+    NodeRecord,
+    OwnTrouble,
+    ProcessIdentity,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.jobdir.run_command import RunCommand
@@ -107,6 +112,10 @@ SAVED = ("saved", {"step": 60, "epoch": 0, "tier": "disk", "reason": "interval",
 PREEMPTED, FAILED, FINISHED = RunState.PREEMPTED, RunState.FAILED, RunState.FINISHED
 FROM_60 = "rerun the same command: it resumes from step 60"
 
+NOTHING = {"own_trouble": OwnTrouble("--watch a*: nothing is there", time.time() - 7200, False)}
+NO_MARK = {"own_trouble": OwnTrouble("2 are there, none complete", time.time() - 7200, True)}
+HELP = "elastic-ckpt run --help"
+
 ENDINGS = [
     Case("finished", FINISHED, 0, advice="nothing is left to do; its checkpoints:",
          commands=("elastic-ckpt list {job}",)),
@@ -163,6 +172,14 @@ ENDINGS = [
          advice=f"correct what the message says, then {FROM_60}", commands=(RERUN,)),
     Case("the wrong rule of completeness", FAILED, 64, "none has x; they were left where they are",
          advice="correct --complete-when in this command:", commands=(RERUN,), exit_code=2),
+    Case("no match of --watch", PREEMPTED, 76, "", NOTHING, steps=(), exit_code=1,
+         wrong=("nothing was sealed: --watch a*: nothing is there",), commands=(HELP, RERUN),
+         advice="if --watch and --complete-when are right, rerun the same command: it starts at"),
+    Case("no match is complete", PREEMPTED, 76, "", NO_MARK, steps=(), exit_code=1,
+         wrong=("nothing was sealed: 2 are there, none complete",), commands=(HELP, RERUN),
+         advice="correct --complete-when in this command; as it is, it ends with 64:"),
+    Case("finished without a match", FINISHED, 0, "", NOTHING, steps=(), commands=(HELP,),
+         wrong=("nothing was sealed: --watch a*",), advice="nothing is left to do"),
     Case("the directory was unmounted", FAILED, 73, "step 60 is not there any more, because",
          steps=(), advice="put the directory back, then rerun the same command; as it is now, it "
          "starts at step 0", commands=(RERUN,), exit_code=2),
@@ -202,6 +219,11 @@ WRONG = [
          "from step 40",), commands=("elastic-ckpt list {job}",)),
     Case("no Session", record={"sessionless": True}, exit_code=1,
          wrong=("the script creates no Session",), commands=("elastic-ckpt run --help",)),
+    Case("no match of --watch", record=NOTHING, steps=(), exit_code=1, commands=(HELP,),
+         wrong=("nothing is sealed after 2 h: --watch a*: nothing is there; correct it, unless "
+         "the first save is still to come",)),
+    Case("no match is complete", record=NO_MARK, steps=(), exit_code=1, commands=(HELP,),
+         wrong=("nothing is sealed after 2 h: 2 are there, none complete",)),
     Case("no step in the Session", record={"stepless_since": 1.0}, exit_code=1,
          wrong=("no step for",)),
     Case("a node is left out", prepare=left_out, exit_code=1,
