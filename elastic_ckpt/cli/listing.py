@@ -93,7 +93,8 @@ def _print(views: list[CheckpointView]) -> None:
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
-        state = Text(view.state, "red" if view.why else "green")
+        name = f"{view.title}: " if view.is_scripts and view.why else ""
+        state = Text(f"{name}{view.state}", "red" if view.why else "green")
         table.add_row(
             *[view.session or "-"] * named,
             str(view.step),

@@ -142,9 +142,9 @@ class Incarnations:
         self._marks.begin()
         self._stepless.begin()
         self._group.begin()
-        self._ports.own.launched(number)
         journal.incarnation = number
         journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
+        self._ports.own.launched(number)
         message = f"launching incarnation {number}"
         where = f" on each of {nodes} nodes" if nodes > 1 else ""
         self._run.record.say(f"{message}: {nproc} worker(s){where}")

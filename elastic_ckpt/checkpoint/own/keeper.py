@@ -151,18 +151,11 @@ class OwnKeeper:
         because of it: a small job may have saved before this is called."""
         before = self.newest
         self.look(now)
+        newest = self.newest
         self._mark, came_ns = now, came * 1e9
         all_stamps = ((path, growth.stamps) for path, growth in self._growing.items())
         self._marked = {path: one for path, one in all_stamps if changed_at(one) <= came_ns}
-        self.newest_marked = (
-            before if self.newest and self.newest.changed > came_ns else self.newest
-        )
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the script has left its sign that all work is done."""
-        sign = self.rules.finished_when
-        return bool(sign) and os.path.lexists(self._base / Path(sign).expanduser())
+        self.newest_marked = before if newest and newest.changed > came_ns else newest
 
     def _is_as_sealed(self, found: Found) -> bool:
         known, newest = self._known.get(found.path), self.newest
@@ -384,11 +377,11 @@ class OwnKeeper:
             self._set_aside(path, why)
             remove_tree(copy)
         elif one.copied and copy.exists():
-            self._set_aside(copy, why)
+            self._set_aside(copy, why, path.name)
         forget(self._job, one)
 
-    def _set_aside(self, path: Path, why: str) -> None:
-        target = set_own_aside(self._job, path, why)
+    def _set_aside(self, path: Path, why: str, name: str = "") -> None:
+        target = set_own_aside(self._job, path, why, name or path.name)
         self._known.pop(path, None)
         self._reports.aside(path, target, why)
 

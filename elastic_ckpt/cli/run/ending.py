@@ -70,7 +70,8 @@ def _advice(job: JobDirectory, record: NodeRecord) -> Advice:
     # The disk did not take this run's last record, and has one of a run that goes on.
     newest, rejected = newest_and_rejected(job, record.memory)
     error = view.last_save.error if view.last_save else ""
-    return advise(job, Situation(record.state.value, record, newest, bool(rejected), error))
+    unusable = any(not one.is_scripts for one in rejected)
+    return advise(job, Situation(record.state.value, record, newest, unusable, error))
 
 
 @contextlib.contextmanager

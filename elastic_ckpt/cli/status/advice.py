@@ -50,7 +50,7 @@ class Situation(NamedTuple):
         state: as ``status`` shows it.
         record: of the run; None if no supervisor has run.
         newest: the newest intact checkpoint.
-        rejected: whether there are checkpoints that a restart would not load.
+        rejected: whether there are checkpoints of a Session that a restart would not load.
         save_error: why the last save failed; empty if it did not.
     """
 
@@ -166,8 +166,8 @@ def _resumes(found: Situation) -> str:
     if found.newest is None:
         return "starts at step 0"
     if not found.newest.own:
-        return f"resumes from step {found.newest.step}"
-    name, command = found.newest.path.name, found.record.command if found.record else None
+        return f"resumes from {found.newest.title}"
+    name, command = found.newest.title, found.record.command if found.record else None
     options = {word.partition("=")[0] for word in command.argv} if command else set()
     if "--watch" in options and not options & {"--resume-args", "--config"}:
         return f"resumes from {name} if the script finds it by itself; else give --resume-args"

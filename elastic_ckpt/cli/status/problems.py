@@ -22,6 +22,7 @@ from elastic_ckpt.jobdir.node_record import NodeRecord, OwnTrouble
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.policy.own_saves import NOT_SEALED
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.stepless import STEPLESS
@@ -174,25 +175,34 @@ def _aside(job: JobDirectory, found: Observed) -> Iterator[Problem]:
     another program's directory is no damage."""
     newest, shown = found.newest, command_line("list", job.root)
     state = found.record.state if found.record is not None else None
-    if found.passed_over and newest is None:
+    passed_over = [one for one in found.passed_over if not one.why.startswith(NOT_SEALED)]
+    if passed_over and newest is None:
         text = "there are checkpoints, and none is intact: a restart has nothing to load"
-        first = found.passed_over[0]
+        first = passed_over[0]
         why = f"; {first.path.name}: {first.why}"
         yield Problem(f"{text}{why}", shown, text if found.running else "")
-    if newest is None or state is RunState.FINISHED:
+    if newest is None:
         return
+    if state is RunState.FINISHED:  # what was set aside did not keep it from its end
+        passed_over = [one for one in passed_over if one.tier != "quarantine"]
     lost = [
         one
-        for one in found.passed_over
-        if not one.foreign
-        and one.session == newest.session
-        and (one.epoch, one.step) > (newest.epoch, newest.step)
+        for one in passed_over
+        if not one.foreign and one.session == newest.session and _is_newer(one, newest)
     ]
     if lost:
         first = lost[0]
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        text = f"the checkpoint of step {first.step} is damaged ({first.why}){more}"
-        yield Problem(f"{text}: a restart resumes from step {newest.step}", shown)
+        what = first.title if first.is_scripts else f"the checkpoint of {first.title}"
+        text = f"{what} is damaged ({first.why}){more}"
+        then = "the newest intact is" if state is RunState.FINISHED else "a restart resumes from"
+        yield Problem(f"{text}: {then} {newest.title}", shown)
+
+
+def _is_newer(one: CheckpointView, newest: CheckpointView) -> bool:
+    if one.own is not None and newest.own is not None:
+        return one.age > newest.age
+    return (one.epoch, one.step) > (newest.epoch, newest.step)
 
 
 def _of_replay(job: JobDirectory, found: Observed) -> Iterator[Problem]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
 from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
+from elastic_ckpt.checkpoint.quarantine import is_scripts
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.status import progress as work
@@ -180,6 +182,12 @@ class StatusView(msgspec.Struct, kw_only=True):
     time: Goodput
     mirror: str
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a restart would end with 65. Without one of its own a script starts at step 0."""
+        unusable = (one for one in self.rejected if not is_scripts(Path(one.path)))
+        return self.newest_intact is None and any(unusable)
+
 
 def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     """Gather everything; works with the supervisor alive, dead or never started.
@@ -222,7 +230,8 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     )  # fmt: skip
     warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
-    advice = advise(job, Situation(state, record, newest, bool(rejected), save_error))
+    unusable = any(not one.is_scripts for one in passed_over)
+    advice = advise(job, Situation(state, record, newest, unusable, save_error))
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
