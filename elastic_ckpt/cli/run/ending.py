@@ -94,6 +94,9 @@ def advised(place: object | None, rerun: Callable[[], str]) -> Iterator[None]:
 
 def _advice_on(error: Exception, place: object | None, rerun: str) -> Advice:
     again = (rerun,) if rerun else ()
+    if isinstance(error, UsageError) and str(error).startswith("--config "):
+        text = "correct the job file, whose keys are the options of run, then rerun the command:"
+        return Advice(text, again or (command_line("run", "--help"),))
     if isinstance(error, UsageError | click.ClickException) or place is None:
         return Advice("correct the command; its options:", (command_line("run", "--help"),))
     if isinstance(error, LockHeld):

@@ -17,6 +17,7 @@ from elastic_ckpt.errors import UsageError
 
 _FLAG: Final = "-m"
 _MODULE: Final = re.compile(r"-m(.+)?|--module(?:=(.*))?", re.DOTALL)
+GIVE_IT: Final = "give its path after --"
 _NO_SCRIPT: Final = "missing SCRIPT: end the command with train.py ARGS, or with -m MODULE ARGS"
 
 
@@ -89,7 +90,7 @@ def find_file(script: str | None, module: str | None, python: str = "") -> Path:
         return module_file(python, module)
     path = _module_file(module) if module is not None else Path(script or "")
     if module is None and not path.is_file():
-        raise UsageError(f"no script {path}: give its path after --")
+        raise UsageError(f"no script {path}: {GIVE_IT}")
     if path.is_file() and not os.access(path, os.R_OK):
         raise UsageError(f"cannot read {path}: fix its permissions")
     return path

@@ -27,6 +27,9 @@ _TAKEN_OVER: Final = "has taken over"
 _NOT_STORED: Final = "the work is done, but "
 """In the message of a run that could not store its last checkpoint."""
 
+_WATCHED: Final = "another run on this machine watches"
+"""In the message of a run whose script's output another one watches."""
+
 _STUCK: Final = " after SIGKILL, with its GPU "
 """In the message of a run of which a worker could not be killed."""
 
@@ -113,6 +116,8 @@ def _by_message(
     if record.exit_code == ExitCode.UNAVAILABLE and _TAKEN_OVER in record.message:
         text = "nothing is to be done here: another run continues the job; see how it is:"
         return Advice(text, (command_line("status", job.root),))
+    if _WATCHED in record.message:
+        return Advice("stop the other run or change --watch in this command, then rerun it:", rerun)
     if _GONE in record.message:
         text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
         return Advice(text, rerun)

@@ -180,6 +180,8 @@ ENDINGS = [
          advice="correct --complete-when in this command; as it is, it ends with 64:"),
     Case("finished without a match", FINISHED, 0, "", NOTHING, steps=(), commands=(HELP,),
          wrong=("nothing was sealed: --watch a*",), advice="nothing is left to do"),
+    Case("another run watches the output", FAILED, 73, "another run on this machine watches out/*",
+         steps=(), exit_code=2, commands=(RERUN,), advice="stop the other run or change --watch"),
     Case("the directory was unmounted", FAILED, 73, "step 60 is not there any more, because",
          steps=(), advice="put the directory back, then rerun the same command; as it is now, it "
          "starts at step 0", commands=(RERUN,), exit_code=2),
