@@ -93,7 +93,8 @@ def _print(views: list[CheckpointView]) -> None:
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
-        name = f"{view.title}: " if view.is_scripts and view.why else ""
+        named = not view.is_scripts or view.title in view.state
+        name = "" if named or not view.why else f"{view.title}: "
         state = Text(f"{name}{view.state}", "red" if view.why else "green")
         table.add_row(
             *[view.session or "-"] * named,
