@@ -78,7 +78,13 @@ def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, floa
         hosts.start("h3")  # a spare: it waits for its turn
         hosts.head.until(lambda _: len(hosts.events("node_joined")) >= 3, "the spare", seconds=120)
         before = len(hosts.events("replicated"))
-        hosts.head.until(lambda _: len(hosts.events("replicated")) > before, "a replica")
+        hosts.head.until(
+            lambda _: (
+                len(hosts.events("replicated")) > before
+                and newest(hosts, "replicated") >= newest(hosts, "saved")
+            ),
+            "a replica of the newest save",
+        )
         if kbit:
             hosts.link("h3").slow_down(kbit)
         incarnation = hosts.head.view().incarnation
@@ -90,6 +96,11 @@ def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, floa
         tiers = [one["data"]["tier"] for one in hosts.events("loaded")]
         assert tiers == ["memory"], f"it was loaded from {tiers}:\n{hosts.output()}"
         return stepped - began, known - began
+
+
+def newest(hosts: Jobs, event: str) -> int:
+    """Return the last step that an event is of."""
+    return max((one["data"]["step"] for one in hosts.events(event)), default=0)
 
 
 def measure(options: Options, where: Places) -> Report:

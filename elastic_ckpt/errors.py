@@ -6,6 +6,7 @@
     ├── UsageError                  64  wrong options, a missing script, a wrong call of the API
     │   └── EndpointUnknown         64  the host name of --rdzv-endpoint has no address
     ├── DirectoryUnusable           73  the job directory cannot be created, read or written
+    │   ├── JobNotBegun             73  SLURM has not begun the job, so there is no directory yet
     │   ├── LockHeld                73  another supervisor owns the job or this node
     │   ├── BucketRefused           73  the bucket is missing, not permitted, or cannot be relied on
     │   └── BucketFailed            73  the bucket does not answer now; an OSError as well
@@ -73,6 +74,19 @@ class DirectoryUnusable(ElasticCkptError):
 
 class LockHeld(DirectoryUnusable):
     """Another supervisor holds the job's or the node's lock."""
+
+
+class JobNotBegun(DirectoryUnusable):
+    """SLURM has not begun the job, so its directory does not exist yet.
+
+    Args:
+        line: what SLURM says of the job.
+        has_it: SLURM has it in its queue, or may have.
+    """
+
+    def __init__(self, line: str, *, has_it: bool = False) -> None:
+        super().__init__(line)
+        self.has_it = has_it
 
 
 class BucketRefused(DirectoryUnusable):

@@ -209,7 +209,7 @@ def exit_codes() -> Iterator[str]:
         "`status` exits with 0 running well or finished, 1 degraded or waiting for a rerun, 2 "
         "dead; `drill` with 1 if the save does not fit; `doctor` with 1 if there is a problem; "
         "`verify` with 65 also if there is no checkpoint; all commands with 130 on Ctrl-C. A "
-        "script without a supervisor exits with the codes of `run`."
+        "script that is told to leave without a supervisor exits with 75 or 76, as `run` does."
     )
 
 
@@ -275,8 +275,9 @@ def error_tree() -> Iterator[str]:
     """Yield each error class with its exit code."""
     yield "## Errors"
     yield (
-        "All are in `elastic_ckpt.errors`. A script that does not catch one exits with its exit "
-        "code, and so does the command line."
+        "All are in `elastic_ckpt.errors`. A worker of `run` that does not catch one exits with "
+        "its exit code, and so does the command line; a script without a supervisor exits with "
+        "Python's 1."
     )
     rows = []
     for name, found in vars(errors).items():

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
 from tests.job import SCRIPTS, Job, is_tracker
+from tests.ports import free_port
 
 STEADY = SCRIPTS / "steady.py"
 SIZE, EPOCHS = 203, 3  # of a small cluster's data
@@ -186,9 +186,3 @@ def small_cluster(root: Path, nnodes: str, *options: str, nproc: int = 1) -> Clu
     arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
     options = ("--save-interval", "10", *options)
     return Cluster(root, nnodes, *arguments, nproc=nproc, options=options)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -22,6 +22,13 @@ JOB_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, sig
 MEMORY = Path("/dev/shm")
 
 
+def is_one_error(lines: list[str]) -> bool:
+    """Return whether a run printed one line of error, and then nothing but what to do next."""
+    error, *advice = lines
+    begin = [line.partition(": ")[2].partition(": ")[0] for line in (error, *advice[:1])]
+    return begin == ["error", "next"] and all(line.startswith("  ") for line in advice[1:])
+
+
 class Job:
     """One job directory and, while it runs, its supervisor."""
 

@@ -28,28 +28,18 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from tests.ports import free_port, free_ports
+
 START_SECONDS = 60.0
 KEY, SECRET = "tested", "tested-secret"
 BUCKET = "tests"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, nor on those 10,000 above, which SeaweedFS takes."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randint(20_000, 29_000)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for one in (port, port + 10_000):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", one))
-            found.append(port)
-    return found
 
 
 class Server:
     """A running server with one bucket."""
 
     def __init__(self, root: Path, program: Path) -> None:
-        self.ports = free_ports(4)
+        self.ports = free_ports(4, beside=10_000)  # SeaweedFS takes those, too
         self.log = root / "weed.log"
         config = root / "s3.json"
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -117,7 +107,7 @@ class Azurite:
     )
 
     def __init__(self, root: Path, program: Path) -> None:
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         self.log = root / "azurite.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

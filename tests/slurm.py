@@ -6,7 +6,6 @@ root, SLURM and munge; everything goes when the context ends.
 
 import contextlib
 import os
-import random
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from typing import NoReturn
 import psutil
 
 from tests.job import environment, is_tracker
+from tests.ports import free_ports
 
 NODES = ("n1", "n2")
 START_SECONDS = 90.0
@@ -153,7 +153,7 @@ class Slurm:
         text = _CONF.format(
             root=self.root,
             host=self.host,
-            ports=_free_ports(3),
+            ports=free_ports(3),
             grace=self.grace,
             kill_wait=self.kill_wait,
             node_timeout=self.node_timeout,
@@ -387,22 +387,6 @@ def _lives(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports below the range of outgoing connections, so that none takes them meanwhile."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.SystemRandom().randrange(10000, 30000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
 
 
 def _path() -> str:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
 from click.shell_completion import CompletionItem
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl, is_url
-from elastic_ckpt.errors import ElasticCkptError, UsageError
+from elastic_ckpt.errors import ElasticCkptError, ExitCode, JobNotBegun, UsageError
 from elastic_ckpt.jobdir.answering import require_answer
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.slurm_jobs import find_job, is_job_number
+from elastic_ckpt.jobdir.slurm_jobs import SlurmJob, find_job, is_job_number, task_numbers
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import shown_json
 from elastic_ckpt.util.units import parse_bytes, parse_duration
+
+_SLURM_JOB: Final = "elastic_ckpt.slurm_job"
 
 
 class DirectoryOrUrl(click.ParamType[Path | BucketUrl]):
@@ -94,12 +96,26 @@ class JobPath(DirectoryOrUrl):
             return super().convert(value, param, ctx)
         found = find_job(value)
         if found is None:
-            self.fail(
-                f"{value} is neither a directory nor a known SLURM job; pass the job directory",
-                param,
-                ctx,
-            )
-        return found
+            unknown = "neither a directory nor a known SLURM job; pass the job directory"
+            self.fail(f"{value} is {unknown}", param, ctx)
+        if found.array:
+            self.fail(f"{value} is a job array: name a task, {_tasks(value, found)}", param, ctx)
+        if ctx is not None:
+            ctx.meta[_SLURM_JOB] = value
+        return found.directory
+
+
+def _tasks(number: str, job: SlurmJob) -> str:
+    """Return the tasks of an array as a user names them."""
+    tasks = [f"{number}_{task}" for task in task_numbers(job.array)] or [f"{number}_TASK"]
+    return ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]}, {tasks[1]} ... {tasks[-1]}"
+
+
+def slurm_number() -> str:
+    """Return the number of the SLURM job that the user named in place of a directory; else empty.
+    Called in a command."""
+    context = click.get_current_context(silent=True)
+    return str(context.meta.get(_SLURM_JOB, "")) if context is not None else ""
 
 
 directory_argument = click.argument(
@@ -122,6 +138,7 @@ def open_job(directory: Path | BucketUrl) -> JobDirectory:
 
     Raises:
         DirectoryUnusable: it cannot be read, or its storage does not answer.
+        JobNotBegun: it does not exist, and is that of a SLURM job.
         UsageError: it is in a bucket.
     """
     if isinstance(directory, BucketUrl):
@@ -130,8 +147,22 @@ def open_job(directory: Path | BucketUrl) -> JobDirectory:
         )
     require_answer(directory)
     job = JobDirectory.at(directory)
+    if not os.path.lexists(directory):
+        from elastic_ckpt.cli.slurm.queue import ask_slurm, not_begun
+
+        slurm = ask_slurm(directory, slurm_number())
+        if slurm is not None:
+            raise JobNotBegun(not_begun(slurm)[1], has_it=slurm.has_it)
     job.check_readable()
     return job
+
+
+def show_not_begun(error: JobNotBegun) -> int:
+    """Say that there is nothing to show yet; return the command's exit code."""
+    if not error.has_it:
+        raise error
+    click.echo(f"elastic-ckpt: {error}", err=True)
+    return int(ExitCode.FINISHED)
 
 
 def read_slots(record: NodeRecord) -> list[Slot]:

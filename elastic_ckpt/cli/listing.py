@@ -10,7 +10,8 @@ import click
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.checkpoint.catalog import CheckpointView, list_checkpoints
-from elastic_ckpt.cli.common import directory_argument, echo_json, open_job
+from elastic_ckpt.cli.common import directory_argument, echo_json, open_job, show_not_begun
+from elastic_ckpt.errors import JobNotBegun
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.util.text import encodable
 from elastic_ckpt.util.units import human_bytes, human_duration
@@ -37,7 +38,13 @@ def command(directory: Path | BucketUrl, as_json: bool) -> int:
         from elastic_ckpt.cli.bucket.inspect import list_bucket
 
         return list_bucket(directory, as_json=as_json)
-    job = open_job(directory)
+    try:
+        job = open_job(directory)
+    except JobNotBegun as error:
+        code = show_not_begun(error)
+        if as_json:
+            echo_json([])
+        return code
     record = next(iter(job_records(job)), None)
     views = list_checkpoints(job, record.memory if record else "")
     if as_json:
@@ -93,8 +100,8 @@ def _print(views: list[CheckpointView]) -> None:
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
-        named = not view.is_scripts or view.title in view.state
-        name = "" if named or not view.why else f"{view.title}: "
+        is_clear = not (view.is_scripts and view.why) or view.title in view.why
+        name = "" if is_clear else f"{view.title}: "
         state = Text(f"{name}{view.state}", "red" if view.why else "green")
         table.add_row(
             *[view.session or "-"] * named,

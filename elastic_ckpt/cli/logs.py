@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
-from elastic_ckpt.cli.common import directory_argument, open_job
+from elastic_ckpt.cli.common import directory_argument, open_job, show_not_begun
 from elastic_ckpt.cli.status.nodes import shown_record
 from elastic_ckpt.cli.status.problems import is_silent
-from elastic_ckpt.errors import UsageError
+from elastic_ckpt.errors import JobNotBegun, UsageError
 from elastic_ckpt.jobdir.heartbeat import read_heartbeat
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -74,7 +74,10 @@ def command(
 
         lines = bucket_logs(directory, ranks, processes=processes)
     else:
-        job = open_job(directory)
+        try:
+            job = open_job(directory)
+        except JobNotBegun as error:
+            return show_not_begun(error)
         if follow and not _is_over(job):
             return _follow(job, ranks)
         last = last or follow

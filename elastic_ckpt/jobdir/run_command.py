@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from elastic_ckpt.jobdir.slurm_jobs import find_job
+from elastic_ckpt.notices.slurm import job_id
 from elastic_ckpt.util.versions import revision, versions
 
 PROGRAM: Final = "elastic-ckpt"
@@ -28,6 +30,8 @@ class RunCommand(msgspec.Struct, frozen=True):
         environment: the names of its environment variables, sorted; never their values.
         versions: of this program, Python and packages, by name.
         revision: ``git describe`` of the script's tree; empty if that is not known.
+        slurm_job: the number of its SLURM job, or task of an array; empty outside SLURM.
+        submit: the command that submitted that job; empty if ``slurm submit`` did not.
     """
 
     argv: tuple[str, ...]
@@ -35,6 +39,8 @@ class RunCommand(msgspec.Struct, frozen=True):
     environment: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     revision: str = ""
+    slurm_job: str = ""
+    submit: str = ""
 
     @classmethod
     def current(cls, arguments: Sequence[str], script: Path | None = None) -> RunCommand:
@@ -48,6 +54,8 @@ class RunCommand(msgspec.Struct, frozen=True):
             tuple(filter(_is_text, names)),
             versions(),
             revision(script.parent) if script is not None else "",
+            job_id(),
+            submission(),
         )
 
     @property
@@ -59,6 +67,17 @@ class RunCommand(msgspec.Struct, frozen=True):
         """Return the command for a POSIX shell, whatever its directory; empty if unknown."""
         words = " ".join(map(quoted, self.argv))
         return f"cd {quoted(self.directory)} && {words}" if words else ""
+
+    def rerun(self) -> str:
+        """Return what a person types to run it again; empty if unknown."""
+        return self.submit or self.line()
+
+
+def submission() -> str:
+    """Return the command that submitted this process's SLURM job; empty if ``slurm submit`` did
+    not."""
+    job = find_job(job_id())
+    return job.submit if job is not None and _is_text(job.submit) else ""
 
 
 def program() -> list[str]:

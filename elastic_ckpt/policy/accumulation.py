@@ -40,5 +40,6 @@ def step_size_changed(before: int, now: int) -> str:
         return ""
     return (
         f"a step takes {now} samples instead of {before}, so learning rate and schedule may not "
-        f"fit: --global-batch {before}, or global_batch={before} of the Session, keeps it"
+        f"fit: --global-batch {before}, or global_batch={before} of the Session, keeps it in a "
+        "script that steps `if session.step_ends`"
     )

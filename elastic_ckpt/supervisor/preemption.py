@@ -79,6 +79,13 @@ class Preemption:
         self._record.node.notice = NoticeRecord(chosen.source, chosen.reason, chosen.deadline)
         return True
 
+    @property
+    def shown_left(self) -> str:
+        """The time that the notice left when it came, if that is known."""
+        if self.notice is not None and self.notice.is_guess:
+            return "and asking SLURM how long that may take"
+        return f"{self.grace:.0f} s left"
+
     def hold(self, notice: Notice) -> None:
         """Start nothing until the node has gone, or has outlived the notice's deadline."""
         self.held_until = max(self.held_until, notice.deadline + CALLED_OFF_SECONDS)

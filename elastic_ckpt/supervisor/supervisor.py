@@ -294,7 +294,8 @@ class Supervisor:
         if may_wait(notice) and self._is_yet_to_start:
             self.preemption.hold(notice)
             return
-        first = self.preemption.notice is None
+        before = self.preemption.notice
+        first = before is None
         if not self.preemption.take(notice):
             return
         drains = ""
@@ -306,9 +307,12 @@ class Supervisor:
             act = self._emergency.begin if first else self._emergency.choose
             drains = act(self.agent, self.preemption.left(now), slots, now)
         if first:
-            message = f"{notice.reason}: saving, {self.preemption.grace:.0f} s left"
-            self.record.move(Event.NOTICE, message)
+            self.record.move(Event.NOTICE, f"{notice.reason}: saving, {self.preemption.shown_left}")
         else:
+            known = before is not None and before.is_guess and not notice.is_guess
+            if known and self.state is RunState.DRAINING:
+                self.record.node.message = f"{notice.reason}: saving, {self.preemption.shown_left}"
+                self.record.say(self.record.node.message)
             self.record.update()
         if drains:
             self.record.say(drains)

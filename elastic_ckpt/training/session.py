@@ -28,7 +28,7 @@ from elastic_ckpt.training.evaluation import Evaluation, evaluating
 from elastic_ckpt.training.reported_metrics import ReportedMetrics
 from elastic_ckpt.training.save_points import LoopState, SavePoints
 from elastic_ckpt.training.script.other_optimizers import OtherOptimizers
-from elastic_ckpt.training.script.settings import given_settings
+from elastic_ckpt.training.script.settings import ScriptSettings
 from elastic_ckpt.training.session_inputs import check_extra, check_inputs
 from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.training.state.load import load_newest
@@ -150,7 +150,7 @@ class Session:
         self._saver = saver = Saver(runtime, engine, self._inputs.optimizer)
         self._timer = StepTimer(slot, self._inputs.model, consumption=self._consumption)
         inputs = self._inputs
-        self._rank_state.settings = given_settings(inputs.optimizer, inputs.lr_scheduler)
+        self._rank_state.settings = ScriptSettings(inputs.optimizer, inputs.lr_scheduler)
         found = load_newest(runtime, engine, self._resume)
         if found is not None:
             saver.resume(found)

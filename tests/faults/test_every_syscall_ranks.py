@@ -23,7 +23,7 @@ from tests.faults.rank_farm import ENDED, WORLD_SIZE
 from tests.faults.store_writer import NEW, NEXT, OLD, PATIENCE, Farm, contents
 from tests.faults.syscalls import EIO, ENOSPC, KILL, Call, CannotTrace
 from tests.faults.test_every_syscall import normalised
-from tests.integration.ranks import free_port
+from tests.ports import free_port
 
 SEED = int(os.environ.get("ELASTIC_CKPT_TEST_SEED", "20261123"))
 MODES = (KILL, EIO, ENOSPC)

@@ -8,13 +8,14 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
-import socket
 import traceback
 from datetime import timedelta
 from multiprocessing import forkserver, reduction
 from queue import Empty
 from typing import Any
 from unittest import mock
+
+from tests.ports import free_port
 
 HEAVY = [
     "pytest",
@@ -86,12 +87,6 @@ def server() -> Any:
     with mock.patch.dict(os.environ, {"TORCH_WARM_POOL": "0"}):  # no processes for torch.compile
         forkserver.ensure_running()
     return context
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _variables(rank: int, world_size: int) -> dict[str, str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import free_port
 from tests.job import Job, survivors
 from tests.kubernetes import Workload, workloads
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.one_torch,

@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -594,6 +595,21 @@ def test_session_that_closes_without_a_step_says_what_it_did_not_see(tmp_path):
     assert "has seen no step" not in run(step_outside_of_batches, str(tmp_path / "b"), 0)
 
 
+def what_is_said(plan: Plan) -> str:
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        train(plan)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("workers", "step", "count"), [(1, 2, 1), (0, 2, 0), (1, 5, 0)])
+def test_other_random_numbers_of_loader_workers_are_said(tmp_path, workers, step, count):
+    """After a restart in the middle of an epoch; five steps are one."""
+    plan = Plan(str(tmp_path), workers=workers, leave=(step, "after"))
+    assert "draw other random numbers" not in run(what_is_said, plan)
+    said = run(what_is_said, replace(plan, leave=None))
+    assert said.count("the loader's workers draw other random numbers") == count
+
+
 # -- the data are the checkpoint's --------------------------------------------------------------
 
 
@@ -632,6 +648,8 @@ def misuse(directory: str, how: str) -> None:
         Session(directory, model=model, save_interval=-1)
     with Session(None if how == "nowhere" else directory, model=model) as session:
         for _ in session.epochs(1):
+            if how == "position":
+                session.batches(loaders["twice"], position="skip")
             for _ in session.batches(loaders[how]):
                 pass
             for _ in session.batches(loaders[how]):
@@ -647,6 +665,7 @@ def misuse(directory: str, how: str) -> None:
         ("accumulation", "accumulation_steps must be at least 1"),
         ("interval", "save_interval at least 0"),
         ("nowhere", "no directory to save to"),
+        ("position", "position='skip' is for a loader without an ElasticSampler"),
     ],
 )
 def test_misuse_is_an_error(tmp_path, how, text):
@@ -654,6 +673,41 @@ def test_misuse_is_an_error(tmp_path, how, text):
     assert kind == "UsageError"
     assert text in message
     assert checkpoints(tmp_path) == []
+
+
+def step_with_each_batch(directory: str, whose: str, **given: int) -> int:
+    """Accumulate two batches, but let one optimizer step with each."""
+    model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    optimizers = {
+        name: torch.optim.SGD(one.parameters(), lr=0.1)
+        for name, one in (("model's", model), ("other", other))
+    }
+    data = torch.ones(8, 1)
+    loader = DataLoader(data, batch_size=2, sampler=ElasticSampler(data))
+    session = Session(
+        directory, model=model, optimizer=optimizers["model's"],
+        extra={"other": optimizers["other"]}, **given,
+    )  # fmt: skip
+    with session:
+        for _ in session.epochs(1):
+            for batch in session.batches(loader):
+                other(model(batch)).sum().backward()
+                for name, optimizer in optimizers.items():
+                    if name == whose or session.step_ends:
+                        optimizer.step()
+    return session.step
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({"accumulation_steps": 2}, "accumulation"), ({"global_batch": 4}, "global batch of 4")],
+)
+def test_a_script_that_steps_too_often_is_refused(tmp_path, given, why):
+    kind, text = run(partial(step_with_each_batch, **given), str(tmp_path / "a"), "model's")
+    assert kind == "UsageError"
+    assert f"stepped with batch 1 of the 2 that make a step by the {why}: step it only" in text
+    assert checkpoints(tmp_path / "a") == []
+    assert run(partial(step_with_each_batch, **given), str(tmp_path / "b"), "other") == 2
 
 
 # -- evaluation ---------------------------------------------------------------------------------

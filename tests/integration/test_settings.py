@@ -42,7 +42,7 @@ def train(
     return session._rank_state.replaced, began
 
 
-def test_values_that_the_checkpoint_replaces_are_said_once(tmp_path: Path) -> None:
+def test_values_that_the_checkpoint_replaces_are_named_at_each_start(tmp_path: Path) -> None:
     directory, changed = str(tmp_path), partial(train, lr=0.5, weight_decay=0.1)
     assert run(train, directory, 1) == ([], 0.01)
     assert run(train, directory, 1) == ([], pytest.approx(0.0))
@@ -50,7 +50,34 @@ def test_values_that_the_checkpoint_replaces_are_said_once(tmp_path: Path) -> No
     assert "lr=0.5 instead of 0.01, weight_decay=0.1 instead of 0" in optimizer
     assert "optimizer.param_groups[...] after the Session is entered" in optimizer
     assert "T_max=8 instead of 4" in schedule and "epoch-1_step-4" in schedule
-    assert run(changed, directory, 2)[0] == []
+    assert len(run(changed, directory, 2)[0]) == 2  # what it gives still does not count
+    again = run(train, directory, 3)[0]
+    assert len(again) == 1 and "T_max=12 instead of 4" in again[0]
+    assert run(train, directory, 1)[0] == []
+
+
+def set_inside(directory: str, epochs: int, given: float, rate: float) -> list[str]:
+    """Return the lines, where the script sets the rate inside the Session."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=given)
+    data = TensorDataset(torch.ones(8, 2))
+    loader = DataLoader(data, batch_size=4, sampler=ElasticSampler(data, seed=0))
+    session = Session(directory, model=model, optimizer=optimizer)
+    with session:
+        optimizer.param_groups[0]["lr"] = rate
+        for _ in session.epochs(epochs):
+            for (batch,) in session.batches(loader):
+                model(batch).mean().backward()
+                optimizer.step()
+    return session._rank_state.replaced
+
+
+def test_a_value_that_the_checkpoint_has_by_now_is_not_named(tmp_path: Path) -> None:
+    directory = str(tmp_path)
+    assert run(partial(set_inside, given=0.1, rate=0.1), directory, 1) == []
+    [said] = run(partial(set_inside, given=0.2, rate=0.2), directory, 2)
+    assert "lr=0.2 instead of 0.1" in said
+    assert run(partial(set_inside, given=0.2, rate=0.2), directory, 3) == []
 
 
 def test_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:

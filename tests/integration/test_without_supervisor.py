@@ -11,8 +11,8 @@ import pytest
 
 from elastic_ckpt.checkpoint.catalog import newest_intact
 from elastic_ckpt.jobdir.paths import JobDirectory
-from tests.integration.ranks import free_port
 from tests.job import TINY, environment, kill_tree
+from tests.ports import free_port
 
 ARGUMENTS = ("--epochs", "3", "--pause", "0.02")
 

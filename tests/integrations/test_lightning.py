@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.ranks import free_port
 from tests.integrations.example import EXAMPLES, Example
 from tests.job import environment
 from tests.marks import slow
+from tests.ports import free_port
 
 pytest.importorskip("lightning")
 

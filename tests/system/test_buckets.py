@@ -20,7 +20,8 @@ from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from elastic_ckpt.errors import BucketRefused
 from tests import s3
 from tests.integration.test_bucket import Bucket, end
-from tests.job import used_samples
+from tests.job import is_one_error, used_samples
+from tests.ports import free_port
 
 WEED, RCLONE, S3RVER = map(s3.program, ("weed", "rclone", "s3rver"))
 AZURITE, CC = s3.program("azurite-blob"), s3.program("cc")
@@ -130,7 +131,7 @@ def test_wrong_credentials_and_no_bucket_are_one_line(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert bucket.run("one") == 73
     lines = bucket.said("one").splitlines()
-    assert len(lines) == 1 and "no credentials were found, or they are wrong" in lines[0]
+    assert is_one_error(lines) and "no credentials were found, or they are wrong" in lines[0]
 
 
 @pytest.mark.slow
@@ -168,7 +169,7 @@ def test_where_nothing_may_be_deleted_copies_are_made_and_it_is_said_once(
     assert bucket.run("one", "--pause", "0.05", place=place) == 0, bucket.said("one")
     assert bucket.digest.read_text() == expected
     lines = [line for line in bucket.said("one").splitlines() if "old checkpoints stay" in line]
-    assert len(lines) == 1 and "the credentials do not permit this" in lines[0]
+    assert is_one_error(lines) and "the credentials do not permit this" in lines[0]
     store = open_store(BucketUrl.parse(bucket.url))
     assert len(list(catalog.listed(store))) > 1
     newest = catalog.newest(store)
@@ -202,7 +203,7 @@ def test_a_clock_that_is_two_hours_late_is_one_line(
     assert bucket.run("one") == 73
     monkeypatch.delenv("LD_PRELOAD")
     lines = bucket.said("one").splitlines()
-    assert len(lines) == 1 and "this machine's clock differs too much" in lines[0]
+    assert is_one_error(lines) and "this machine's clock differs too much" in lines[0]
     assert "set the clock of this machine" in lines[0]
 
 
@@ -239,7 +240,7 @@ def test_a_job_in_azure(tmp_path: Path, expected: str, monkeypatch: pytest.Monke
 def test_another_server_that_ignores_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = s3.free_ports(1)[0]
+    port = free_port()
     (tmp_path / "served").mkdir()
     process = subprocess.Popen(
         [str(S3RVER), "-d", str(tmp_path / "served"), "-a", "127.0.0.1", "-p", str(port),
@@ -256,7 +257,7 @@ def test_a_server_that_ignores_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "served" / s3.BUCKET).mkdir(parents=True)
-    port = s3.free_ports(1)[0]
+    port = free_port()
     process = subprocess.Popen(
         [str(RCLONE), "serve", "s3", str(tmp_path / "served"), f"--addr=127.0.0.1:{port}",
          f"--auth-key={s3.KEY},{s3.SECRET}"],

@@ -16,9 +16,9 @@ from elastic_ckpt.checkpoint.bucket import catalog
 from elastic_ckpt.checkpoint.bucket.object_store import open_store
 from elastic_ckpt.checkpoint.bucket.url import BucketUrl
 from tests import mounts, s3
-from tests.cluster import free_port
 from tests.integration.test_bucket import end
 from tests.job import TINY, environment, used_samples
+from tests.ports import free_port
 from tests.waiting import until
 
 WEED = s3.program("weed")

@@ -143,6 +143,7 @@ def test_preempted_job_is_requeued_and_resumes_exactly(
     assert 0 < min(graces) <= 10
     output = cluster.output(job.number)
     assert "requeued" in output and "finished" in output  # one file, which was not cut
+    assert f"SLURM requeues job {job.number} unless it was cancelled" in output
     print(
         f"\npreempted with a grace of 10 s: notice to sealed {saved - notice:.2f} s; "
         f"sealed to started again {second - saved:.1f} s; "
@@ -161,6 +162,9 @@ def test_cancelled_job_is_saved_and_not_requeued(slurm: Callable[..., Slurm]) ->
         assert seen["Restarts"] == "0"
         view = job.view()
         assert (view.state, view.newest_intact.step) == ("preempted", job.stopped())
+        assert view.advice.startswith("submit it again") and view.slurm.state == "CANCELLED"
+        assert f"to submit it again:\n  {view.commands[0]}\n" in cluster.output(job.number)
+        assert view.commands[0].endswith(f"slurm submit {cluster.root}/job.toml -- --partition=low")
         time.sleep(3)
         assert cluster.show(job.number)["JobState"] == "CANCELLED"
 
@@ -206,6 +210,8 @@ def test_two_nodes_rendezvous_and_resume_after_a_preemption(
     cluster.until(job.number, lambda seen: seen["Restarts"] == "1", "requeued", 60)
     cluster.until_state(job.number, "COMPLETED")
     assert (job.digest.read_text(), used_samples(job.trace, 2)) == expected
+    output = cluster.output(job.number)
+    assert "elastic-ckpt: n1: launching" in output and "elastic-ckpt: n2: " in output
 
 
 def test_dead_node_loses_only_unsaved_steps(
@@ -241,6 +247,34 @@ def test_array_task_is_requeued_alone(slurm: Callable[..., Slurm]) -> None:
     for task in tasks:
         cluster.scancel(task)
         cluster.until_state(task, "CANCELLED")
+
+
+def test_a_job_is_known_before_it_starts(slurm: Callable[..., Slurm]) -> None:
+    cluster = slurm()
+    job = Submitted(cluster, LONG, "--array=1-2", "--hold")
+    first, second = (f"{job.number}_{task}" for task in (1, 2))
+    view = job.view(first)
+    assert (view.state, view.exit_code, view.slurm.reason) == ("queued", 0, "JobHeldUser")
+    assert view.commands == (f"scontrol release {first}",)
+    found = cluster.call("elastic-ckpt", "list", second)
+    assert (found.returncode, found.stdout) == (0, "")
+    assert f"job {second} is queued in SLURM" in found.stderr
+    found = cluster.call("elastic-ckpt", "status", job.number)
+    assert f"name a task, {first}, {second}" in found.stderr
+    again = ("elastic-ckpt", "slurm", "submit", "job.toml", "--", "--partition=low", "--array=2")
+    found = cluster.call(*again)
+    assert found.returncode == 64 and f"scancel {second} first" in found.stderr
+    cluster.run("scontrol", "release", second)
+    job.until(lambda view: view.state == "running", "training", number=second)
+    cluster.run("scontrol", "requeue", second)
+    view = job.until(lambda view: view.slurm is not None and view.slurm.waits, "", number=second)
+    assert view.advice.startswith(f"SLURM has requeued job {second} (PENDING")
+    for task in (first, second):
+        cluster.scancel(task)
+        cluster.until_state(task, "CANCELLED")
+    view = job.view(first)
+    assert (view.state, view.exit_code) == ("unknown", 2) and "CANCELLED" in view.message
+    assert view.commands[0].endswith("--array=1-2 --hold --array=1")
 
 
 def test_job_without_requeue_reports_it(slurm: Callable[..., Slurm]) -> None:

@@ -33,7 +33,11 @@ def test_signal_before_the_limit_is_a_notice_without_the_submitting_environment(
     home = f"export XDG_STATE_HOME={cluster.root}/home"
     options = ["--time=2", "--signal=B:USR1@70", "--comment", 'a #"b" \\ c']
     job = Submitted(
-        cluster, LONG, *options, setup=[home, "export MARK='from setup'"], python=wrapper(cluster)
+        cluster,
+        LONG,
+        *options,
+        setup=[home, "export MARK='from setup'"],
+        **{"supervisor-python": wrapper(cluster)},
     )
     shown = cluster.run("scontrol", "write", "batch_script", job.number, "-")
     assert "#SBATCH --time=2\n#SBATCH --signal=B:USR1@70\n" in shown
@@ -47,6 +51,8 @@ def test_signal_before_the_limit_is_a_notice_without_the_submitting_environment(
     assert notices[-1]["reason"] == "signal before the time limit"
     assert 40 < notices[-1]["seconds"] < 120  # not the 30 s of a signal
     output = cluster.output(job.number)
+    assert "SIGUSR1: saving, and asking SLURM" in output
+    assert "signal before the time limit: saving, " in output
     assert "launched on n1: from setup" in output
     cluster.scancel(job.number)
     cluster.until_state(job.number, "CANCELLED")
@@ -74,6 +80,7 @@ def test_failed_setup_ends_the_job_and_the_script_submits_by_hand(
     seen = cluster.until_state(job.number, "FAILED")
     assert (seen["ExitCode"], seen["Restarts"]) == ("70:0", "0")
     assert "setup failed: ls /no/such/module" in cluster.output(job.number)
+    assert f"(line 2 of setup in {cluster.root}/job.toml)" in cluster.output(job.number)
     # A colleague submits the script from elsewhere, and asks for too many tasks.
     (cluster.root / "job.toml").write_text(
         f'dir = "job"\nscript = "{TINY}"\nargs = ["--epochs", 1]\nnproc = 1\n'

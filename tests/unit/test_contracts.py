@@ -122,6 +122,7 @@ OTHER_STRUCTS: Final = {
     "checkpoint/own/seal.py",
     "checkpoint/own/watched.py",
     "cli/run/interpreter.py",  # the answer of the workers' Python
+    "cli/slurm/queue.py",  # a part of status --json
     # The checkpoint format, in the checkpoint's own files (docs/format.md).
     "checkpoint/manifest.py",
     "checkpoint/memory/seal.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from humanize import natural_list
@@ -27,6 +27,7 @@ Found = tuple[Tone, str, list[str]]
 _NEGLIGIBLE_SECONDS: Final = 0.05
 _QUOTED: Final = 90  # characters of a message
 _SHOWN: Final = 5  # classes of failures
+_LINES: Final = 4  # of a worker's output
 _FIRST_SAVE_SECONDS: Final = 600.0  # of training without a save in which nothing is wrong
 _TOLERATED: Final = 0.1  # share of the time
 _LOST: Final = (Category.LOST_WORK, Category.RECOVERY, Category.WAITING)
@@ -36,18 +37,30 @@ _LASTING: Final = {"disk": "On the disk", "bucket": "In the bucket"}
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, a verdict in a few words, and sentences that support it."""
+    """A question, a verdict in a few words, and sentences that support it. ``printed``: the last
+    lines of the worker because of which the job failed."""
 
     name: str
     question: str
     tone: Tone
     verdict: str
     sentences: list[str]
+    printed: list[str] = field(default_factory=list)
 
 
 def answers(material: Material) -> list[Answer]:
     """Return all five answers in order."""
-    return [Answer(name, question, *find(material)) for name, question, find in _QUESTIONS]
+    return [
+        Answer(name, question, *find(material), _printed(material) if find is _why else [])
+        for name, question, find in _QUESTIONS
+    ]
+
+
+def _printed(material: Material) -> list[str]:
+    last = material.status.last_failure
+    if last is None or material.status.state != "failed":
+        return []
+    return [line for line in last.tail if line.strip(" ^~")][-_LINES:]
 
 
 def _lost(material: Material) -> Found:

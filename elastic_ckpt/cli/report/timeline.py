@@ -149,7 +149,8 @@ def timeline(material: Material) -> Timeline | None:
         row.marks, row.lanes = window.marks(events)
         row.strips = window.strips(spans)
         row.saves = window.saves(material.history.saves)
-        if not row.boxes and not row.marks:
+        waits = all(kind == Category.WAITING.value for kind, _ in row.strips)
+        if waits and not row.boxes and not row.marks:
             _add_idle(rows, row, period)
         else:
             row.summary = window.summary(row, material)

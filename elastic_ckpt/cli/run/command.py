@@ -34,7 +34,7 @@ from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.notices.signals import hold_signals, is_held
 from elastic_ckpt.protocol.run_state import RunState
-from elastic_ckpt.util.journald import marked, priority_of, warning
+from elastic_ckpt.util.journald import Line, marked, priority_of, warning
 from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes
@@ -143,14 +143,14 @@ def command(
 
         def say(line: str) -> None:
             wait.clear()
-            _print_line(line)
+            _print_line(_of_node(line, settings))
 
         node = NodeRun(settings, say, lambda: settings_of(context.meta[_ARGUMENTS]))
         words = _arguments(context)
         try:
             supervisor = node.begin()
         except LockHeld as error:
-            raise LockHeld(f"{error}{_several(settings)}") from None
+            raise LockHeld(_slurm_holder(settings) or f"{error}{_several(settings)}") from None
         supervisor.record.node.command = RunCommand.current(words, settings.script)
         _import_what_the_end_needs()
         for problem in filter(None, problems):
@@ -167,9 +167,16 @@ def command(
             supervisor = node.go_on(supervisor)
             supervisor.record.node.command = RunCommand.current(words, settings.script)
             code = int(supervisor.run())
-        for line in after_run(settings.directory, supervisor.record.node):
+        for line in after_run(settings.directory, supervisor.record.node, settings.nodes[0]):
             click.echo(printable(line, 200_000), err=True)
         return code
+
+
+def _of_node(line: str, settings: RunSettings) -> str:
+    """Return the line with this node's name where several nodes of SLURM share an output file."""
+    if settings.nodes[1] == 1 or "slurm" not in settings.notice_sources:
+        return line
+    return Line(f"{settings.node}: {line}", priority_of(line))
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
@@ -242,11 +249,35 @@ def _start_others(hosts: Sequence[str], context: click.Context, settings: RunSet
 def _remember_slurm_job(settings: RunSettings) -> None:
     """Record the SLURM job's directory, for ``elastic-ckpt status JOBID``."""
     if "slurm" in settings.notice_sources:
-        from elastic_ckpt.jobdir.slurm_jobs import remember_job
+        from elastic_ckpt.jobdir.slurm_jobs import SlurmJob, find_job, remember_job
         from elastic_ckpt.notices.slurm import job_id
 
-        for number in {job_id(), os.environ["SLURM_JOB_ID"]}:
-            remember_job(number, settings.directory)
+        number = job_id()
+        job = find_job(number)
+        if job is None or job.directory != settings.directory:
+            job = SlurmJob(settings.directory)
+            remember_job(number, job)
+        if os.environ["SLURM_JOB_ID"] != number.partition("_")[0]:
+            remember_job(os.environ["SLURM_JOB_ID"], job)  # a task's own number
+
+
+def _slurm_holder(settings: RunSettings) -> str:
+    """Return what this SLURM job cannot do as another one runs in its directory; else empty."""
+    if "slurm" not in settings.notice_sources:
+        return ""
+    from elastic_ckpt.jobdir.node_record import job_records
+    from elastic_ckpt.jobdir.paths import JobDirectory
+    from elastic_ckpt.notices.slurm import job_id
+    from elastic_ckpt.protocol.run_state import TERMINAL
+
+    for record in job_records(JobDirectory(settings.directory)):
+        other = record.command.slurm_job if record.command and record.state not in TERMINAL else ""
+        if other and other != job_id():
+            return (
+                f"SLURM job {other} runs in {settings.directory}: wait for its end, or scancel "
+                f"{other}, then submit this job again"
+            )
+    return ""
 
 
 def _several(settings: RunSettings) -> str:

@@ -26,14 +26,18 @@ from elastic_ckpt.errors import (
 )
 from elastic_ckpt.jobdir.node_record import NodeRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.jobdir.run_command import PROGRAM, command_line
+from elastic_ckpt.jobdir.run_command import PROGRAM, command_line, submission
 
 _LOOK_SECONDS: Final = 2.0
 """How long the end of a run waits for its storage, to say what to do next."""
 
 
-def after_run(directory: Path, record: NodeRecord) -> tuple[str, ...]:
-    """Return the lines after a run that began; bounded, if the storage does not answer."""
+def after_run(directory: Path, record: NodeRecord, least: int) -> tuple[str, ...]:
+    """Return the lines after a run that began; bounded, if the storage does not answer.
+
+    Args:
+        least: the number of nodes that the job needs.
+    """
     found: list[Advice] = []
 
     def look() -> None:
@@ -45,7 +49,7 @@ def after_run(directory: Path, record: NodeRecord) -> tuple[str, ...]:
         thread.start()
         thread.join(_LOOK_SECONDS)
     else:
-        found.append(advise_member(record))
+        found.append(advise_member(record, least))
     status = command_line("status", directory)
     if not found:
         return _marked("the storage does not answer; look later:", (status,))
@@ -93,7 +97,12 @@ def advised(place: object | None, rerun: Callable[[], str]) -> Iterator[None]:
 
 
 def _advice_on(error: Exception, place: object | None, rerun: str) -> Advice:
+    submit = submission()
+    verb = "submit it again" if submit else "rerun the same command"
+    rerun = submit or rerun
     again = (rerun,) if rerun else ()
+    if submit and isinstance(error, UsageError | click.ClickException):
+        return Advice(f"correct the job file, then {verb}:", again)
     if isinstance(error, UsageError) and str(error).startswith("--config "):
         text = "correct the job file, whose keys are the options of run, then rerun the command:"
         return Advice(text, again or (command_line("run", "--help"),))
@@ -104,10 +113,10 @@ def _advice_on(error: Exception, place: object | None, rerun: str) -> Advice:
     if isinstance(error, CheckpointError):
         return Advice("see why no checkpoint is usable:", (command_line("list", place),))
     if isinstance(error, StopAborted) and again:
-        return Advice("rerun the same command:", again)
+        return Advice(f"{verb}:", again)
     code = error.exit_code if isinstance(error, ElasticCkptError) else ExitCode.UNAVAILABLE
     if code == ExitCode.UNAVAILABLE:
-        text = "see what is wrong with it, then rerun the same command:"
+        text = f"see what is wrong with it, then {verb}:"
         return Advice(text, (command_line("doctor", place), *again))
-    text = "fix what the message says, then rerun the same command:"
+    text = f"fix what the message says, then {verb}:"
     return Advice(text, again or (command_line("status", place),))

@@ -17,8 +17,8 @@ from elastic_ckpt.errors import UsageError
 
 _FLAG: Final = "-m"
 _MODULE: Final = re.compile(r"-m(.+)?|--module(?:=(.*))?", re.DOTALL)
-GIVE_IT: Final = "give its path after --"
-_NO_SCRIPT: Final = "missing SCRIPT: end the command with train.py ARGS, or with -m MODULE ARGS"
+MISSING_SCRIPT: Final = "no script"
+NO_SCRIPT: Final = "missing SCRIPT: end the command with train.py ARGS, or with -m MODULE ARGS"
 
 
 class ScriptPath(click.Path):
@@ -69,7 +69,7 @@ def choose_entry(ctx: click.Context) -> None:
         else:
             raise UsageError("script and module are both given: choose one")
     if params["script"] is None and params["module"] is None:
-        raise UsageError(_NO_SCRIPT)
+        raise UsageError(NO_SCRIPT)
 
 
 def words(params: Mapping[str, Any]) -> list[str]:
@@ -90,7 +90,7 @@ def find_file(script: str | None, module: str | None, python: str = "") -> Path:
         return module_file(python, module)
     path = _module_file(module) if module is not None else Path(script or "")
     if module is None and not path.is_file():
-        raise UsageError(f"no script {path}: {GIVE_IT}")
+        raise UsageError(f"{MISSING_SCRIPT} {path}: correct its path")
     if path.is_file() and not os.access(path, os.R_OK):
         raise UsageError(f"cannot read {path}: fix its permissions")
     return path

@@ -20,7 +20,7 @@ from click.core import ParameterSource
 
 from elastic_ckpt.checkpoint.bucket.url import is_url
 from elastic_ckpt.cli.common import Duration, Size
-from elastic_ckpt.cli.run.entry import GIVE_IT
+from elastic_ckpt.cli.run.entry import MISSING_SCRIPT
 from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES, worker_variables
 from elastic_ckpt.errors import UsageError
@@ -126,7 +126,7 @@ def read_job_file(ctx: click.Context, path: Path) -> None:
             ctx.meta.setdefault(_BATCH, {})[key] = value
             continue
         if key not in keys:
-            raise UsageError(f"--config {path}: {_unknown(key, [*keys, *BATCH_KEYS, ENV])}")
+            raise UsageError(f"--config {path}: {_unknown(path, key, [*keys, *BATCH_KEYS, ENV])}")
         parameter = keys[key]
         values[parameter.name or ""] = _typed(path, key, parameter, value)
     ctx.default_map = values
@@ -145,9 +145,8 @@ def job_file_named(ctx: click.Context) -> Iterator[None]:
             if ctx.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT_MAP
         ]
         found = re.sub(r"--([a-z][a-z-]*)", lambda one: one[one[1] in given], text)
-        if "script" in given:
-            found = found.replace(GIVE_IT, "give its path as script")
-        if text.startswith("--config ") or found == text:
+        is_known = found != text or ("script" in given and text.startswith(MISSING_SCRIPT))
+        if text.startswith("--config ") or not is_known:
             raise
         raise UsageError(f"--config {ctx.meta.get(_PATH)}: {found}") from None
 
@@ -283,11 +282,16 @@ BATCH_KEYS: Final[Mapping[str, KeyType]] = {
 """The keys of :class:`BatchKeys`, with their types."""
 
 
-def _unknown(key: str, keys: list[str]) -> str:
+def _unknown(path: Path, key: str, keys: list[str]) -> str:
     import difflib
+
+    from elastic_ckpt.cli.slurm.sbatch_options import is_option
 
     close = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
     hint = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(keys)}"
+    if is_option(name := key.replace("_", "-")) and not close:
+        submit = f"elastic-ckpt slurm submit {path.name} -- --{name}=..."
+        hint = f", an option of sbatch, which follows --: {submit}"
     return f"unknown key {printable(key, 80)!r}{hint}"
 
 

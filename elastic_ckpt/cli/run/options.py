@@ -115,7 +115,8 @@ _JOB: Final = (
     _option(
         "--global-batch SAMPLES",
         "Samples per optimizer step over all workers, at any number of workers: sets the "
-        "accumulation.  [default: the script's accumulation]",
+        "accumulation, for a script that steps if session.step_ends.  [default: the script's "
+        "accumulation]",
         type=click.IntRange(min=1),
     ),
     _option(

@@ -17,11 +17,14 @@ from elastic_ckpt.cli.slurm.sbatch_options import SbatchOption, value_of
 from elastic_ckpt.errors import DirectoryUnusable, UsageError
 from elastic_ckpt.jobdir.answering import require_answer
 from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.run_command import quoted
+from elastic_ckpt.jobdir.slurm_jobs import task_directory, task_numbers
 from elastic_ckpt.protocol.rendezvous import parse_nodes
 from elastic_ckpt.util.text import printable
 
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "wrap": "the script is written from the job file; put lines that run before it into setup",
+    "dry-run": "put it before --, as in: elastic-ckpt slurm submit job.toml --dry-run -- --time=60",
     "wait": "submit does not wait; watch the job with elastic-ckpt status --watch JOBID",
     "help": "type sbatch --help",
     "usage": "type sbatch --usage",
@@ -51,6 +54,8 @@ def check_options(options: Sequence[SbatchOption], params: Mapping[str, Any]) ->
             )
         if option.name == "signal":
             _check_signal(option)
+        if option.name in ("output", "error"):
+            _check_output(option, value_of(options, "chdir") or "")
     nodes = value_of(options, "nodes")
     if nodes is not None:
         _check_nodes(nodes, params.get("nnodes"))
@@ -137,6 +142,18 @@ def _check_signal(option: SbatchOption) -> None:
         )
 
 
+def _check_output(option: SbatchOption, start: str) -> None:
+    """Refuse a file in a folder that is missing here: SLURM would fail the job without output. One
+    whose parent is only on the nodes is left to them, and so is a name that SLURM completes."""
+    folder = Path.cwd() / start / os.path.dirname(option.value or "")
+    if "%" in str(folder) or folder.exists() or not folder.parent.exists():
+        return
+    raise UsageError(
+        f"{printable(option.shown, 80)}: SLURM does not make the folder of this file, and fails "
+        f"the job without it: mkdir {quoted(str(folder))}"
+    )
+
+
 def _check_array(params: Mapping[str, Any]) -> None:
     """Refuse what all tasks of an array would share; each has a directory and a mirror."""
     for key in ("watch", "finished-when", "metrics-file", "rdzv-endpoint"):
@@ -195,6 +212,28 @@ def check_directory(directory: Path | BucketUrl) -> None:
     place = directory if directory.exists() else directory.absolute().parent
     if place.exists() and not os.access(place, os.W_OK | os.X_OK):
         raise DirectoryUnusable(f"cannot write to {place}: fix its permissions, or choose another")
+
+
+def check_queue(directory: Path | BucketUrl, options: Sequence[SbatchOption]) -> None:
+    """Check that no job of the same directory is in SLURM's queue: only one can run in it.
+
+    Raises:
+        UsageError: there is one, and these options do not let this one wait for it.
+    """
+    from elastic_ckpt.cli.slurm.queue import conflicting
+
+    if isinstance(directory, BucketUrl) or value_of(options, "dependency") is not None:
+        return
+    directory = directory.absolute()
+    tasks = task_numbers(value_of(options, "array") or "")
+    other = conflicting([task_directory(directory, one) for one in tasks] or [directory])
+    if other is not None:
+        why = f"{other.state}, {other.reason}" if other.reason else other.state
+        raise UsageError(
+            f"job {other.number} of the same directory, {other.job.directory}, is in SLURM's queue "
+            f"({why}), and only one can run there: scancel {other.number} first, or submit this "
+            f"one with -- --dependency=afterany:{other.number}"
+        )
 
 
 def is_elsewhere(keys: BatchKeys) -> bool:

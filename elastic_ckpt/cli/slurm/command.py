@@ -11,7 +11,7 @@ import click
 
 from elastic_ckpt.cli.slurm.requeue import RequeueDecision, decide_requeue
 from elastic_ckpt.errors import ElasticCkptError, ExitCode, SlurmRefused, UsageError
-from elastic_ckpt.jobdir.slurm_jobs import find_job, remember_job
+from elastic_ckpt.jobdir.slurm_jobs import SlurmJob, find_job, remember_job
 from elastic_ckpt.util.text import printable
 
 _ANSWER_SECONDS = 60.0
@@ -66,35 +66,44 @@ def submit(job_file: Path, dry_run: bool, options: tuple[str, ...]) -> int:
     from elastic_ckpt.cli.run.command import parse
     from elastic_ckpt.cli.run.job_file import read_batch_keys
     from elastic_ckpt.cli.slurm import checks
+    from elastic_ckpt.cli.slurm.job_file_errors import job_file_errors
     from elastic_ckpt.cli.slurm.sbatch_options import (
         options_of_environment,
         read_options,
         split_options,
+        submit_line,
+        value_of,
     )
     from elastic_ckpt.cli.slurm.script import batch_script
 
-    params = parse(["--config", str(job_file)])
-    keys = read_batch_keys(job_file)
+    with job_file_errors(job_file, options):
+        params = parse(["--config", str(job_file)])
+        keys = read_batch_keys(job_file)
     checks.check_keys(keys)
     job, call = split_options([*options_of_environment(os.environ), *read_options(options)])
     checks.check_options([*job, *call], params)
     is_elsewhere = checks.is_elsewhere(keys)
     if not is_elsewhere:
         checks.check_directory(params["directory"])
-    checks.check_settings(params, checks.node_range(job, params), is_elsewhere=is_elsewhere)
+    nodes = checks.node_range(job, params)
+    with job_file_errors(job_file, options):
+        checks.check_settings(params, nodes, is_elsewhere=is_elsewhere)
     script = batch_script(job_file.absolute(), params, keys, job)
-    checks.check_syntax(script)
+    with job_file_errors(job_file, options):
+        checks.check_syntax(script)
     if dry_run:
         click.echo(script, nl=False)
         return 0
     words = [option.shown for option in call if option.name in ("test-only", "verbose")]
-    answer = _sbatch(words, script)
     if "--test-only" in words:
-        click.echo(f"not submitted: {answer}")
+        click.echo(f"not submitted: {_sbatch(words, script)}")
         return 0
-    # Tasks of an array have their own directories; a bucket's job is known where it runs.
-    if not checks.is_array(job) and isinstance(params["directory"], Path):
-        remember_job(answer, params["directory"].absolute())
+    checks.check_queue(params["directory"], job)
+    answer = _sbatch(words, script)
+    if isinstance(params["directory"], Path):  # a bucket's job is known where it runs
+        submit = submit_line(job_file, job)
+        array = value_of(job, "array") or ""
+        remember_job(answer, SlurmJob(params["directory"].absolute(), submit, array))
     click.echo(f"submitted job {answer}: elastic-ckpt status {answer}{checks.first_task(job)}")
     return 0
 
@@ -143,12 +152,22 @@ def requeue_hook(code: int) -> int:
     try:
         decision = _retry(requeue_if_asked, job)
     except SlurmRefused as error:
-        click.echo(f"elastic-ckpt: error: {error}", err=True)
+        click.echo(f"elastic-ckpt: error: {error}{_again(job)}", err=True)
         return code  # SLURM itself may act on it
+    if code == ExitCode.FINISHED:
+        return code
     what = "requeued" if decision.requeue else "not requeued from here"
     hint = f": see elastic-ckpt status {job}" if decision.gave_up else ""
+    hint = _again(job) if decision.cancelled else hint
     click.echo(f"elastic-ckpt: job {job} is {what}: {decision.why}{hint}", err=True)
     return int(ExitCode.FAILED) if decision.gave_up else code
+
+
+def _again(job: str) -> str:
+    """Return how to submit the job again, on a line of its own; empty if that is unknown."""
+    known = find_job(job)
+    submit = printable(known.submit, 200_000) if known is not None else ""
+    return f"; to submit it again:\n  {submit}" if submit else ""
 
 
 def _fruitless_runs(job: str) -> int:
@@ -157,12 +176,12 @@ def _fruitless_runs(job: str) -> int:
     from elastic_ckpt.journal.events import Drained, RunStarted, Saved
     from elastic_ckpt.journal.journal import read_journal
 
-    directory = find_job(job)
-    if directory is None:
+    known = find_job(job)
+    if known is None:
         return 0
     runs: set[str] = set()  # each node of a run writes its own start
     try:
-        for entry in read_journal(JobDirectory.at(directory)):
+        for entry in read_journal(JobDirectory.at(known.directory)):
             match entry.event:
                 case Saved() | Drained():
                     runs.clear()

@@ -21,11 +21,13 @@ class RequeueDecision:
 
     Attributes:
         gave_up: SLURM must not requeue it by itself either.
+        cancelled: a person has ended it.
     """
 
     requeue: bool
     why: str
     gave_up: bool = False
+    cancelled: bool = False
 
 
 def decide_requeue(
@@ -65,7 +67,7 @@ def decide_requeue(
     late = _seconds(job, "EndTime") - (taken + grace)
     preempted = taken > 0 and abs(late) <= _CLOCK_SECONDS
     if state != "RUNNING" and not (timed_out or preempted):
-        return RequeueDecision(False, f"it was cancelled ({state})")
+        return RequeueDecision(False, f"it was cancelled ({state})", cancelled=True)
     if code in requeue_exit and not preempted:  # a job cancelled by preemption has no exit code
         return RequeueDecision(False, f"SLURM itself requeues it on {code} (RequeueExit)")
     if state == "RUNNING":

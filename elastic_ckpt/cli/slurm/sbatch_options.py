@@ -6,11 +6,14 @@ of SLURM 22.05 and newer; an unknown one is passed on, for plug-ins.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.run_command import program, quoted
 from elastic_ckpt.util.text import printable
 
 _SHORT: Final[Mapping[str, str]] = {
@@ -170,6 +173,11 @@ def _read_short(letters: str, rest: list[str]) -> Iterable[SbatchOption]:
         return
 
 
+def is_option(name: str) -> bool:
+    """Whether sbatch has an option of this long name, as far as is known here."""
+    return name in _KNOWN
+
+
 def _next_value(name: str, rest: list[str]) -> str:
     if not rest:
         raise UsageError(f"--{name} of sbatch needs a value")
@@ -221,6 +229,13 @@ def split_options(
     for option in options:
         (command if option.name in _OF_THE_COMMAND else job).append(option)
     return job, command
+
+
+def submit_line(job_file: Path, options: Iterable[SbatchOption]) -> str:
+    """Return the command that submits a job file with these options, for a shell."""
+    shown = [option.shown for option in options]
+    words = [*program(), "slurm", "submit", str(job_file.absolute()), *["--"] * bool(shown), *shown]
+    return f"cd {quoted(os.getcwd())} && {' '.join(map(quoted, words))}"
 
 
 def value_of(options: Iterable[SbatchOption], name: str) -> str | None:

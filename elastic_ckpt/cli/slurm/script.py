@@ -60,12 +60,19 @@ finish "$code"
 
 _SETUP: Final = """
 # setup, from the job file. The nodes get the environment that it leaves.
+# A line counts by its own status: a file that it sources may have commands that fail.
 failed() {{
+    local place="line $(($1 - setup_begins)) of setup in "{job_file}
+    if [ ${{#BASH_SOURCE[@]}} -gt "$setup_depth" ]; then
+        [[ $- = *e* ]] || return 0
+        place="line $1 of ${{BASH_SOURCE[1]}}"
+    fi
     [ -z "$signalled" ] || finish 76
-    echo "elastic-ckpt: setup failed: $1" >&2
+    echo "elastic-ckpt: setup failed: $2 ($place)" >&2
     exit 70
 }}
-trap 'failed "$BASH_COMMAND"' ERR
+trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
+setup_depth=$((${{#BASH_SOURCE[@]}} + 1)) setup_begins=$LINENO
 {lines}
 trap - ERR
 set +eu
@@ -103,7 +110,7 @@ def batch_script(
         directives="\n".join(_directives(str(directory), params, options)),
         interpreter=interpreter,
         environment=_environment(),
-        setup=_SETUP.format(lines=setup) if setup.strip() else "",
+        setup=_SETUP.format(lines=setup, job_file=_quoted(str(job_file))) if setup.strip() else "",
         srun="".join(f" {_quoted(word)}" for word in keys.srun),
         python=find_absolute(keys.python, job_file) or interpreter,
         config=_quoted(str(job_file)),

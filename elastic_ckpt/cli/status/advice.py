@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
+from elastic_ckpt.cli.slurm.queue import QUEUED, UNANSWERED, SlurmView
 from elastic_ckpt.cli.status.problems import failure_command, save_command
 from elastic_ckpt.errors import ExitCode
 from elastic_ckpt.jobdir.node_record import NodeRecord
@@ -14,7 +15,9 @@ from elastic_ckpt.policy.failure import FailureClass
 from elastic_ckpt.protocol.run_state import RunState
 
 _RERUN: Final = "rerun the same command"
+_SUBMIT: Final = "submit it again"
 _ENDED: Final = (RunState.PREEMPTED.value, RunState.FAILED.value)
+_OVER: Final = ("dead", *_ENDED, RunState.FINISHED.value)
 _SET_ASIDE: Final = "failed verification"
 """In the message of a run that set too many checkpoints aside."""
 
@@ -33,6 +36,7 @@ _WATCHED: Final = "another run on this machine watches"
 _STUCK: Final = " after SIGKILL, with its GPU "
 """In the message of a run of which a worker could not be killed."""
 
+_AT_ONCE: Final = "SLURM requeues job {} unless it was cancelled or submitted with --no-requeue"
 _SCRIPT: Final = "SCRIPT.py"
 
 _NOT_MOVED: Final = "they were left where they are"
@@ -55,6 +59,7 @@ class Situation(NamedTuple):
         newest: the newest intact checkpoint.
         rejected: whether there are checkpoints of a Session that a restart would not load.
         save_error: why the last save failed; empty if it did not.
+        slurm: what SLURM says of the job; None if it was not asked, or knows of none.
     """
 
     state: str
@@ -62,11 +67,14 @@ class Situation(NamedTuple):
     newest: CheckpointView | None
     rejected: bool
     save_error: str
+    slurm: SlurmView | None = None
 
 
 def advise(job: JobDirectory, found: Situation) -> Advice:
     """Return what to do about a job that has ended; nothing for one that runs."""
     record = found.record
+    if (by_slurm := _by_slurm(found)) is not None:
+        return by_slurm
     if found.state == "unknown" and (found.newest is not None or not found.rejected):
         there = f": it {_resumes(found)}" if found.newest is not None else ""
         line = command_line("run", "--dir", job.root, "--", _SCRIPT)
@@ -80,13 +88,13 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
     if found.newest is None and found.rejected:
         return Advice(
             "a rerun would end the same way, because no checkpoint is intact; see why: "
-            "elastic-ckpt list; to start over, run with an empty --dir",
+            "elastic-ckpt list; to start over, take an empty directory",
             (command_line("list", job.root),),
         )
     if record is None:
         return Advice()
-    rerun = tuple(filter(None, [record.command.line() if record.command else ""]))
-    again = f"{_RERUN}{_place(found)}: it {_resumes(found)}"
+    rerun = tuple(filter(None, [record.command.rerun() if record.command else ""]))
+    again = f"{_verb(record)}{_place(found)}: it {_resumes(found)}"
     if found.state == RunState.FAILED.value:
         special = _by_message(job, found, record, again, rerun)
         if special is not None:
@@ -102,9 +110,56 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
         return Advice(text, (save_command(job, found.save_error), *rerun))
     if found.state == RunState.FAILED.value:
         return _after_failure(job, record, again, rerun)
-    managed = record.command is None or record.command.is_managed
-    unless = ", unless systemd or SLURM does" if found.state == RunState.PREEMPTED.value else ""
-    return Advice(again.replace(_RERUN, f"{_RERUN}{unless if managed else ''}", 1), rerun)
+    return _without_failure(found, record, again, rerun)
+
+
+def _without_failure(
+    found: Situation, record: NodeRecord, again: str, rerun: tuple[str, ...]
+) -> Advice:
+    """Return the advice for a run that was preempted or killed."""
+    command, preempted = record.command, found.state == RunState.PREEMPTED.value
+    if command is None or not command.submit:
+        managed = preempted and (command is None or command.is_managed)
+        unless = ", unless systemd or SLURM does" if managed else ""
+        return Advice(again.replace(_RERUN, f"{_RERUN}{unless}", 1), rerun)
+    if found.slurm is None and preempted:  # as the run ends
+        number = command.slurm_job
+        text = f"{_AT_ONCE.format(number)}: it {_resumes(found)}; see:"
+        return Advice(text, (command_line("status", number),))
+    if found.slurm is not None and found.slurm.state == UNANSWERED:
+        again = f"if SLURM, which does not answer here, has not requeued it, {again}"
+    return Advice(again, rerun)
+
+
+def _verb(record: NodeRecord) -> str:
+    """Return what a person does to run it again."""
+    return _SUBMIT if record.command is not None and record.command.submit else _RERUN
+
+
+def _by_slurm(found: Situation) -> Advice | None:
+    """Return the advice for a job that SLURM has in its queue, or never started; else None."""
+    slurm = found.slurm
+    if slurm is None or found.state not in ("unknown", QUEUED, *_OVER):
+        return None
+    command = found.record.command if found.record else None
+    if slurm.waits and slurm.reason == "JobHeldUser":
+        text = f"job {slurm.job} is held in SLURM; to let it start, where it {_resumes(found)}:"
+        return Advice(text, (f"scontrol release {slurm.job}",))
+    if found.state == QUEUED:
+        return Advice()
+    if slurm.waits:
+        again = command is not None and command.slurm_job == slurm.job
+        what = f"SLURM has {'requeued' if again else 'queued'} job {slurm.job} ({slurm.shown})"
+        return Advice(f"{what}, nothing is to be typed: it {_resumes(found)}")
+    if slurm.runs:
+        where = f"job {slurm.job} is {slurm.state} in SLURM, and its run begins or ends"
+        return Advice(f"{where}: nothing is to be typed")
+    if found.state != "unknown" or not slurm.submit:
+        return None
+    if slurm.state == UNANSWERED:
+        return Advice("see whether it is in SLURM's queue:", (f"squeue --job {slurm.job}",))
+    text = f"see what SLURM wrote into the job's output, then {_SUBMIT}:"
+    return Advice(text, (slurm.submit,))
 
 
 def _by_message(
@@ -119,12 +174,14 @@ def _by_message(
     if _WATCHED in record.message:
         return Advice("stop the other run or change --watch in this command, then rerun it:", rerun)
     if _GONE in record.message:
-        text = f"put the directory back, then {_RERUN}; as it is now, it {_resumes(found)}"
+        text = f"put the directory back, then {_verb(record)}; as it is now, it {_resumes(found)}"
         return Advice(text, rerun)
     if _NOT_MOVED in record.message:
+        if record.command is not None and record.command.submit:
+            return Advice(f"correct complete-when in the job file, then {_SUBMIT}:", rerun)
         return Advice("correct --complete-when in this command:" if rerun else "", rerun)
     if _NOT_STORED in record.message:
-        text = "fix the storage (elastic-ckpt doctor), then rerun the same command on this node, "
+        text = f"fix the storage (elastic-ckpt doctor), then {_verb(record)} on this node, "
         return Advice(
             f"{text}which only stores what is done", (command_line("doctor", job.root), *rerun)
         )
@@ -153,7 +210,7 @@ def _after_bad_data(
     if _SET_ASIDE in record.message:
         shown = command_line("list", job.root)
         return Advice(f"fix the storage (elastic-ckpt list), then {again}", (shown, *rerun))
-    other = "; to train on other data or state, run with an empty --dir"
+    other = "; to train on other data or state, take an empty directory"
     return Advice(f"correct what the message says does not match, then {again}{other}", rerun)
 
 
@@ -164,7 +221,8 @@ def _place(found: Situation) -> str:
     if in_memory and record is not None:
         return f" on {record.owner.host} before it reboots"
     several = record is not None and len(record.present) > 1
-    return " on each node" if several else ""
+    submitted = record is not None and record.command is not None and record.command.submit
+    return " on each node" if several and not submitted else ""
 
 
 def _resumes(found: Situation) -> str:
@@ -179,10 +237,17 @@ def _resumes(found: Situation) -> str:
     return f"resumes from {name}"
 
 
-def advise_member(record: NodeRecord) -> Advice:
-    """Return what to do on a node whose run has ended, and which does not lead the job."""
+def advise_member(record: NodeRecord, least: int) -> Advice:
+    """Return what to do on a node whose run has ended, and which does not lead the job.
+
+    Args:
+        least: the number of nodes that the job needs.
+    """
     if record.exit_code == ExitCode.FINISHED:
         return Advice("nothing is left to do")
     line = record.command.line() if record.command else ""
-    text = "the others continue if at least MIN are left; to add this node, rerun the same command"
+    left = f"the others continue if at least {least} {'is' if least == 1 else 'are'} left"
+    if record.command is not None and record.command.submit:
+        return Advice(f"{left}; SLURM requeues the job if they do not")
+    text = f"{left}; to add this node, rerun the same command"
     return Advice(text, (line,) * bool(line))

@@ -22,8 +22,9 @@ from elastic_ckpt.util.text import printable
 from elastic_ckpt.util.units import human_bytes, human_duration
 
 _STATES: Final = {
-    "running": "green", "finished": "green", "starting": "cyan", "draining": "yellow",
-    "backing-off": "yellow", "preempted": "yellow", "failed": "red", "dead": "red",
+    "running": "green", "finished": "green", "starting": "cyan", "queued": "cyan",
+    "draining": "yellow", "backing-off": "yellow", "preempted": "yellow", "failed": "red",
+    "dead": "red",
 }  # fmt: skip
 _PIPE_WIDTH: Final = 120  # for a pipe
 _LABEL_WIDTH: Final = 11  # of the longest label, with the space after it
@@ -108,7 +109,7 @@ def _facts(view: StatusView, room: int) -> Iterator[tuple[str, Text]]:
         yield "progress", Text(_fitted(_progress(view, view.progress), room))
     if view.step_size:
         yield _CHANGED, Text(view.step_size, "yellow")
-    if view.state != "unknown" or view.newest_intact is not None:
+    if view.state not in ("unknown", "queued") or view.newest_intact is not None:
         yield "newest", Text(_fitted(_newest(view), room))
     if view.at_risk is not None:
         yield "at risk", Text(at_risk_text(view))

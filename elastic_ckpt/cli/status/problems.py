@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, scan
+from elastic_ckpt.cli.slurm.queue import QUEUED
 from elastic_ckpt.cli.status.disk import Filling
 from elastic_ckpt.cli.status.nodes import LeftOutView
 from elastic_ckpt.cli.status.saves import AuditView, LastSaveView
@@ -243,7 +244,7 @@ def exit_code(state: str, warnings: Sequence[str]) -> int:
         return 2
     if state in (RunState.STARTING.value, RunState.RUNNING.value):
         return 1 if warnings else 0
-    return 0 if state == RunState.FINISHED.value else 1
+    return 0 if state in (QUEUED, RunState.FINISHED.value) else 1
 
 
 def is_silent(beat: Heartbeat | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
 from elastic_ckpt.checkpoint.quarantine import is_scripts
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
+from elastic_ckpt.cli.slurm.queue import SlurmView, not_begun
 from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import Situation, advise
 from elastic_ckpt.cli.status.disk import filling
@@ -125,15 +127,16 @@ class StatusView(msgspec.Struct, kw_only=True):
     """Everything that ``status --json`` prints. Times are seconds, sizes bytes.
 
     Attributes:
-        state: a ``RunState``; ``dead`` if the supervisor was killed; or ``unknown``.
+        state: a ``RunState``; ``queued`` if SLURM has not started the job yet; ``dead`` if the
+            supervisor was killed; or ``unknown``.
         message: one line about the state.
         session: the Session that is open, or was last; empty for the unnamed one.
         advice: what to do now; empty for nothing.
         commands: what to type for it in a shell, in this order.
         warnings: what is wrong; a running job with a warning is degraded.
         problems: the same and what is wrong besides, the most urgent first, each with its command.
-        exit_code: of ``status``: 0 healthy or finished, 1 degraded or waiting to be restarted,
-            2 dead.
+        exit_code: of ``status``: 0 healthy, finished or queued in SLURM, 1 degraded or waiting to
+            be restarted, 2 dead.
         at_risk: None unless the job is training.
         newest_on_disk: what remains if the node is lost.
         left_out: nodes that the job leaves out.
@@ -143,6 +146,7 @@ class StatusView(msgspec.Struct, kw_only=True):
         goodput: share of the time that was training which still counts.
         time: where the time went.
         mirror: how the copies in a bucket are; empty without any.
+        slurm: what SLURM says, which is asked unless the job runs; None if it knows of no job.
     """
 
     job: str
@@ -181,6 +185,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     lost_work_seconds: float
     time: Goodput
     mirror: str
+    slurm: SlurmView | None = None
 
     @property
     def is_stuck(self) -> bool:
@@ -189,11 +194,20 @@ class StatusView(msgspec.Struct, kw_only=True):
         return self.newest_intact is None and any(unusable)
 
 
-def gather(job: JobDirectory, history: History | None = None) -> StatusView:
+AskSlurm = Callable[[str], SlurmView | None]
+"""Asks SLURM about a job; with the number of the one that ran last, or an empty one."""
+
+
+def gather(
+    job: JobDirectory,
+    history: History | None = None,
+    ask_slurm: AskSlurm = lambda number: None,
+) -> StatusView:
     """Gather everything; works with the supervisor alive, dead or never started.
 
     Args:
         history: what the job's journal holds, if it was read already.
+        ask_slurm: called unless the job runs.
     """
     records = job_records(job)
     record = shown_record(records)
@@ -201,7 +215,10 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     run = [one for one in records if record and one.run_id == record.run_id]
     boards = [(one.node, read_slots(one)) for one in run if _takes_part(one, record)]
     slots = [slot for _, found in boards for slot in found]
-    newest, passed_over = newest_and_rejected(job, record.memory if record else "")
+    newest: CheckpointView | None = None
+    passed_over: list[CheckpointView] = []
+    if record is not None or job.root.exists():  # SLURM may not have begun the job
+        newest, passed_over = newest_and_rejected(job, record.memory if record else "")
     on_disk = newest if newest is None or newest.tier != "memory" else newest_of_job(job)
     session = next((slot.session for slot in slots), newest.session if newest else "")
     if history is None:
@@ -212,6 +229,11 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
     state, message = _state(record, alive, beat) if record is not None else _unsupervised(job)
+    slurm = None
+    if state in ("unknown", "dead") or (record is not None and record.state in TERMINAL):
+        slurm = ask_slurm(record.command.slurm_job if record and record.command else "")
+    if slurm is not None and state == "unknown":
+        state, message = not_begun(slurm)
     newest_save = last_save(history)
     rejected = [RejectedView(encodable(str(view.path)), view.why) for view in passed_over]
     position = _position(slots, beat if running and alive is None else None, newest)
@@ -231,7 +253,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
     warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
     unusable = any(not one.is_scripts for one in passed_over)
-    advice = advise(job, Situation(state, record, newest, unusable, save_error))
+    advice = advise(job, Situation(state, record, newest, unusable, save_error, slurm))
     return StatusView(
         job=record.job if record else printable(job.root.name),
         state=state,
@@ -241,7 +263,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         commands=advice.commands,
         warnings=warnings,
         problems=[one.view for one in found],
-        exit_code=exit_code(state, warnings),
+        exit_code=min(exit_code(state, warnings), 1 if slurm is not None and slurm.has_it else 2),
         supervisor=_supervisor(record, alive, beat),
         incarnation=record.incarnation if record else 0,
         nodes=node_views(record, run),
@@ -283,6 +305,7 @@ def gather(job: JobDirectory, history: History | None = None) -> StatusView:
         lost_work_seconds=goodput.lost_work_seconds,
         time=goodput,
         mirror=record.mirror if record else "",
+        slurm=slurm,
     )
 
 

@@ -76,19 +76,22 @@ class Consumption:
         self.watched = False
         self.steps = 0
         self._optimizers: list[_Steps] = []
+        self._main: _Steps | None = None
         self._hooks: list[Any] = []
         self._carried = False
         self.handed = 0
         self.begin()
 
-    def watch(self, *optimizers: Any) -> None:
-        """Count the steps of these optimizers; those without hooks are left out."""
-        for optimizer in optimizers:
+    def watch(self, main: Any, *others: Any) -> None:
+        """Count the steps of these optimizers, of which the model's comes first; those without
+        hooks are left out."""
+        for optimizer in (main, *others):
             inner = inner_optimizer(optimizer)
             known = any(one.optimizer is inner for one in self._optimizers)
             if hasattr(inner, "register_step_post_hook") and not known:
                 steps = _Steps(inner)
                 self._optimizers.append(steps)
+                self._main = steps if optimizer is main else self._main
                 self._hooks.append(
                     inner.register_step_post_hook(
                         lambda _, __, ___, steps=steps: self.stepped(steps)
@@ -187,6 +190,13 @@ class Consumption:
     def stepped_since(self) -> bool:
         """Whether an optimizer stepped since the last hand-out."""
         return self.handed > 0 and self._last == self.handed
+
+    @property
+    def has_main_stepped(self) -> bool:
+        """Whether the model's optimizer stepped with the last batch; False while it is unknown how
+        far the script looks ahead."""
+        main = self._main
+        return main is not None and self.ahead == 0 and 0 < self.handed == main.at
 
     @property
     def is_half_done(self) -> bool:

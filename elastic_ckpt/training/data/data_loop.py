@@ -18,6 +18,7 @@ from elastic_ckpt.training.data.loaders import (
     Batches,
     Pass,
     cannot_continue,
+    check_position,
     inspect,
     length_left,
 )
@@ -82,6 +83,7 @@ class DataLoop:
 
     def batches(self, loaders: tuple[Any, ...], position: str | None) -> Batches:
         """Return the remaining micro-batches of this epoch; see ``Session.batches``."""
+        check_position(loaders, position)
         return Batches(self._batches(loaders, position), lambda: self._length(loaders[0], position))
 
     def _batches(self, loaders: tuple[Any, ...], position: str | None) -> Iterator[Any]:
@@ -116,6 +118,7 @@ class DataLoop:
                 self._state.step_ends = (index + 1) % accumulation == 0 or index + 1 == now.count
                 self._group_batches = index % accumulation + 1
                 yield from self._hand_out(batch)
+                self._check_step()
                 if self._state.step_ends:
                     self._points.count_step(self._group_batches)
                     self._compare_frozen()
@@ -127,6 +130,17 @@ class DataLoop:
         finally:  # the script may leave by break
             self._timer.interrupted()
             slot.phase(Phase.BETWEEN)
+
+    def _check_step(self) -> None:
+        """Raise UsageError if the script does not accumulate, and so makes too many steps."""
+        if not self._state.step_ends and self._state.consumption.has_main_stepped:
+            steps = self._state.accumulation_steps
+            why = f"global batch of {self._global_batch}" if self._global_batch else "accumulation"
+            raise UsageError(
+                f"the optimizer stepped with batch {self._group_batches} of the {steps} that make "
+                f"a step by the {why}: step it only `if session.step_ends`, with the loss divided "
+                "by session.accumulation_steps (docs/elastic.md)"
+            )
 
     def _compare_frozen(self) -> None:
         if said := self._rank_state.frozen_otherwise(self._state.position.epoch):
@@ -263,6 +277,12 @@ class DataLoop:
         sampler.order_version = state.position.order_version
         sampler.set_position(state.position.epoch, state.position.sample_start_index)
         now.count = self._whole_groups(now, len(now.loader))
+        resumes = self._unchecked is not None and state.position.sample_start_index > 0
+        if resumes and now.count and not now.in_process:
+            self._runtime.leader_says(
+                "the loader's workers draw other random numbers than before the restart: bit for "
+                "bit only if the data set draws none there (docs/state.md#loaders)"
+            )
 
     def _accumulation(self, now: Pass) -> int:
         if not self._global_batch:

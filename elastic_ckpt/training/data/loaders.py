@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,6 +116,16 @@ def inspect(loader: Any, position: str | None, world_size: int) -> Pass:
     replicas = getattr(own, "num_replicas", world_size)
     size = getattr(loader, "batch_size", None)
     return Pass(loader, how, size if isinstance(size, int) else 0, replicas)
+
+
+def check_position(loaders: Sequence[Any], position: str | None) -> None:
+    """Raise UsageError if no loader needs a position that the script gives."""
+    if position is not None and all(_order(one)[0] is not None for one in loaders):
+        raise UsageError(
+            f"position={position!r:.80} is for a loader without an ElasticSampler, whose place is "
+            "exact: leave it out; or, if random numbers that loader workers draw must be the same "
+            'after a restart, use a DistributedSampler with set_epoch, and position="skip"'
+        )
 
 
 def length_left(now: Pass) -> int | None:

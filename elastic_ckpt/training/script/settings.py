@@ -12,45 +12,66 @@ _DERIVED: Final = frozenset({"params", "initial_lr", "base_lrs", "last_epoch"})
 _MAX_SHOWN: Final = 4
 
 
-def given_settings(optimizer: Any, lr_scheduler: Any) -> dict[str, Any]:
-    """Return the plain values of both, as the script has made them."""
-    inner = inner_optimizer(optimizer)
-    groups = getattr(inner, "param_groups", None)
-    schedule = getattr(lr_scheduler, "__dict__", {})
-    return {
-        "optimizer": type(inner).__name__,
-        "groups": [_plain(group) for group in groups] if isinstance(groups, list) else [],
-        "schedule": {k: v for k, v in _plain(schedule).items() if not k.startswith("_")},
-    }
+class ScriptSettings:
+    """The plain values of a script's optimizer and schedule.
 
-
-def replaced_settings(before: Any, now: dict[str, Any], name: str) -> list[str]:
-    """Return a line for each kind of value that the script gives differently than it did before it
-    saved the checkpoint ``name``.
-
-    Raises:
-        CheckpointError: the optimizer is another one, whose state is made of other things.
+    Attributes:
+        saved: those that the first run gave, which each checkpoint passes on: as long as another
+            run gives others, it is told so.
     """
-    if not isinstance(before, dict) or before.keys() != now.keys() or not before.get("groups"):
-        return []
-    old, new = before["groups"], now["groups"]
-    kinds = before["optimizer"], now["optimizer"]
-    if kinds[0] != kinds[1] and [set(one) for one in old] != [set(one) for one in new]:
-        raise CheckpointError(
-            f"the script's optimizer does not fit {name}: it is {kinds[1]} instead of "
-            f"{printable(str(kinds[0]), 80)}; use the script that saved it, or start over with a "
-            "new --dir"
-        )
-    changed = {k: v for a, b in zip(old, new, strict=False) for k, v in _changes(a, b).items()}
-    return [
-        f"the script gives {what} {_shown(changes)}, but the values in {name} count: to change "
-        f"them, set {where} after the Session is entered"
-        for what, changes, where in (
-            ("the optimizer", changed, "optimizer.param_groups[...]"),
-            ("lr_scheduler", _changes(before["schedule"], now["schedule"]), "its attributes"),
-        )
-        if changes
-    ]
+
+    def __init__(self, optimizer: Any = None, lr_scheduler: Any = None) -> None:
+        """Read them as the script has made them, before a checkpoint is loaded."""
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._given = self.saved = self._read()
+
+    def resume(self, before: Any, name: str) -> list[str]:
+        """Return a line for each kind of value that the script gives differently than the first
+        run did, and that the checkpoint ``name``, which was just loaded, has otherwise.
+
+        Raises:
+            CheckpointError: the optimizer is another one, whose state is made of other things.
+        """
+        given = self._given
+        if not isinstance(before, dict) or before.keys() != given.keys() or not before["groups"]:
+            return []
+        old, new = before["groups"], given["groups"]
+        kinds = before["optimizer"], given["optimizer"]
+        if kinds[0] != kinds[1] and [set(one) for one in old] != [set(one) for one in new]:
+            raise CheckpointError(
+                f"the script's optimizer does not fit {name}: it is {kinds[1]} instead of "
+                f"{printable(str(kinds[0]), 80)}; use the script that saved it, or start over with "
+                "a new --dir"
+            )
+        self.saved = {
+            "optimizer": kinds[1],
+            "groups": [*old, *new[len(old) :]],
+            "schedule": given["schedule"] | before["schedule"],
+        }
+        loaded = self._read()
+        groups = zip(old, new, loaded["groups"], strict=False)
+        changed = {key: one for each in groups for key, one in _changes(*each).items()}
+        of_schedule = _changes(before["schedule"], given["schedule"], loaded["schedule"])
+        return [
+            f"the script gives {what} {_shown(changes)}, but the values in {name} count: to change "
+            f"them, set {where} after the Session is entered"
+            for what, changes, where in (
+                ("the optimizer", changed, "optimizer.param_groups[...]"),
+                ("lr_scheduler", of_schedule, "its attributes"),
+            )
+            if changes
+        ]
+
+    def _read(self) -> dict[str, Any]:
+        inner = inner_optimizer(self._optimizer)
+        groups = getattr(inner, "param_groups", None)
+        schedule = getattr(self._lr_scheduler, "__dict__", {})
+        return {
+            "optimizer": type(inner).__name__,
+            "groups": [_plain(group) for group in groups] if isinstance(groups, list) else [],
+            "schedule": {k: v for k, v in _plain(schedule).items() if not k.startswith("_")},
+        }
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -63,9 +84,12 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float | str | None)
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    common = [key for key in now if key in before]
-    return {key: (now[key], before[key]) for key in common if now[key] != before[key]}
+def _changes(
+    before: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return what is given and what was, by name, unless it is what counts in any case."""
+    common = [key for key in given if key in before and given[key] != loaded.get(key)]
+    return {key: (given[key], before[key]) for key in common if given[key] != before[key]}
 
 
 def _shown(changes: dict[str, tuple[Any, Any]]) -> str:

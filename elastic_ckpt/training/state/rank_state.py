@@ -9,7 +9,7 @@ from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError
 from elastic_ckpt.training.data.places import are_places, lost_places
 from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.script.frozen import frozen_otherwise, frozen_parameters
-from elastic_ckpt.training.script.settings import replaced_settings
+from elastic_ckpt.training.script.settings import ScriptSettings
 from elastic_ckpt.training.state.candidate import Readable
 from elastic_ckpt.training.state.holding import Holding, Names
 from elastic_ckpt.training.state.module_values import broadcast_names, restore_module_values
@@ -26,7 +26,7 @@ class RankState:
 
     Attributes:
         settings: what the script gave optimizer and schedule.
-        replaced: lines on those that the checkpoint has with other values.
+        replaced: lines on those that a checkpoint has with other values.
         places: of the script's loaders, as they were saved; ``places_now`` returns them as they
             are, to be saved.
         scale: ranks that saved the places per rank of this run.
@@ -35,7 +35,7 @@ class RankState:
     def __init__(self, extra: dict[str, Any], model: Any = None) -> None:
         self.extra = extra
         self.model = model
-        self.settings: dict[str, Any] = {}
+        self.settings = ScriptSettings()
         self.replaced: list[str] = []
         self._frozen: Any = None  # as it was saved, until it was compared
         self.places: list[dict[str, Any] | None] = []
@@ -58,7 +58,7 @@ class RankState:
         return {
             "rng": capture_rng(),
             "iterating": iterating,
-            "settings": self.settings,
+            "settings": self.settings.saved,
             "frozen": frozen_parameters(self.model),
             "places": self.places_now(),
             **own,
@@ -83,7 +83,7 @@ class RankState:
         state = read_rank_state(loaded, rank % saved_by)
         if state is None:
             return ""
-        self.replaced = replaced_settings(state.get("settings"), self.settings, self._name)
+        self.replaced = self.settings.resume(state.get("settings"), self._name)
         self._frozen = state.get("frozen")
         self._rng = state["rng"]
         self._new_rank = rank if rank >= saved_by else 0

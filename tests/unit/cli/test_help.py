@@ -12,6 +12,7 @@ import pytest
 
 import elastic_ckpt.cli.common
 from elastic_ckpt.cli.app import SECTIONS, group
+from elastic_ckpt.jobdir.slurm_jobs import SlurmJob
 from tests.commands import COMMANDS, PROGRAM
 
 each_command = pytest.mark.parametrize("name", list(COMMANDS))
@@ -52,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "train.py").write_text("")
     (tmp_path / "job.toml").write_text('dir = "ckpt"\nscript = "train.py"\n')
     (tmp_path / "hosts").write_text("node0\nnode1\n")
-    monkeypatch.setattr(elastic_ckpt.cli.common, "find_job", lambda _: tmp_path)
+    monkeypatch.setattr(elastic_ckpt.cli.common, "find_job", lambda _: SlurmJob(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

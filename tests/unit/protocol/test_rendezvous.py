@@ -16,7 +16,7 @@ from elastic_ckpt.protocol.rendezvous import (
     parse_endpoint,
     parse_nodes,
 )
-from tests.cluster import free_port
+from tests.ports import free_port
 
 
 def test_the_first_listener_leads_and_others_follow() -> None:

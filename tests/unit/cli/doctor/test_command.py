@@ -19,7 +19,7 @@ from elastic_ckpt.cli.doctor import findings
 from elastic_ckpt.cli.doctor import versions as version_findings
 from elastic_ckpt.cli.doctor.findings import Finding, StatusLine, ok
 from elastic_ckpt.cli.doctor.versions import TESTED
-from elastic_ckpt.jobdir.slurm_jobs import remember_job
+from elastic_ckpt.jobdir.slurm_jobs import SlurmJob, remember_job
 from tests.checkpoints import MODEL, make_checkpoint, open_job, tree
 from tests.unit.cli.test_app import IN_PROCESS, Command, cli
 from tests.unit.test_group_access import GROUP, OTHER_GROUP, as_user, make_job, place
@@ -210,7 +210,7 @@ def test_a_slurm_job_number_is_resolved_to_its_directory(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    remember_job("4711", tmp_path / "job")
+    remember_job("4711", SlurmJob(tmp_path / "job"))
     monkeypatch.setattr(doctor_command, "check_storage", lambda *given: iter(()))
     found = {one["what"]: one for one in cli("doctor", "4711", "--json").json}
     assert found["directory"]["text"].startswith(f"{tmp_path}/job does not exist yet")

@@ -18,6 +18,7 @@ from elastic_ckpt.cli.report.material import collect
 from elastic_ckpt.cli.report.origin import without_secrets
 from elastic_ckpt.cli.report.timeline import timeline
 from elastic_ckpt.cli.report.words import exact
+from elastic_ckpt.jobdir.node_record import FailureRecord
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.journal.line import JournalEntry
@@ -28,6 +29,7 @@ from scripts.schemas import report_schema
 from tests.checkpoints import make_checkpoint
 from tests.journals import happened
 from tests.unit.cli.report.test_command import (
+    BEGAN,
     DISTURBED,
     Page,
     assert_harmless,
@@ -165,6 +167,27 @@ def test_the_axis_fits_the_job(job: JobDirectory, began: float, seconds: float) 
     found = timeline(collect(job))
     assert found is not None and len(found.rows) == 1
     assert seconds <= found.period + 1e-3 <= max(2.001, 2.1 * seconds)
+
+
+def test_a_row_before_the_first_worker_shows_the_set_up(job: JobDirectory) -> None:
+    entries = [happened(18, "start")]
+    for number in range(1, 5):  # failures enough for two rows
+        at = 36.0 + 6 * number
+        entries += [launch(at, number), running(at + 1, 0), crash(at + 5), ended(at + 5, "failed")]
+    write_journal(job, [*entries, end(68, "failed", 70)])
+    found = timeline(collect(job))
+    assert found is not None and len(found.rows) > 1
+    assert not found.rows[0].idle and [kind for kind, _ in found.rows[0].strips] == ["setup"]
+
+
+def test_why_a_job_failed_is_shown_with_the_last_lines(job: JobDirectory) -> None:
+    write_journal(job, CRASHED)
+    tail = ("Traceback", "  raise it", "  ^^^~~^^", "ValueError: shard 17")
+    last = FailureRecord(1, "error", "ValueError: shard 17", tail, BEGAN)
+    record(job, RunState.RUNNING, is_alive=True, last_failure=last)
+    assert "raise it" not in page_of(job).answer("why")
+    record(job, RunState.FAILED, is_alive=False, last_failure=last)
+    assert page_of(job).answer("why").endswith("Traceback raise it ValueError: shard 17")
 
 
 def test_a_script_without_a_loss_gets_a_hint(job: JobDirectory) -> None:

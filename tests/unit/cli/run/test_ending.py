@@ -54,7 +54,7 @@ def test_a_run_that_began(
         head="here" if leads else "there",
     )  # fmt: skip
     record.write(job.node_record("here"))
-    last = assert_ends_with_a_command(after_run(job.root, record))
+    last = assert_ends_with_a_command(after_run(job.root, record, 1))
     asks = code in (ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED)
     if asks and command is RERUN and (saved != "damaged" or not leads):
         assert last == RERUN.line()

@@ -148,7 +148,7 @@ def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
         ('metrics = "x:y:z"', "--config .*job.toml: .*metrics"),
         ('watch = "out/*"\non-notice = "KILL"', "--config .*job.toml: on-notice 'KILL'"),
         ('watch = "out/*"\ncomplete-when = "/x"', "--config .*job.toml: complete-when '/x'"),
-        ('script = "absent.py"', "--config .*job.toml: no script .*absent.py: give its path as sc"),
+        ('script = "absent.py"', "--config .*job.toml: no script .*absent.py: correct its path"),
         ('memory-dir = "off"\nreplicas = 2', "leave one of them out"),
         ('notice-source = ["none", "aws"]', "none excludes aws"),
         ('keep-best = "2"', "--config .*job.toml: keep-best '2'"),

@@ -10,7 +10,7 @@ import stamina
 from click.testing import CliRunner, Result
 
 from elastic_ckpt.cli.slurm import command as cli
-from elastic_ckpt.jobdir.slurm_jobs import remember_job
+from elastic_ckpt.jobdir.slurm_jobs import SlurmJob, remember_job
 from elastic_ckpt.journal.events import RunStarted, Saved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.notices import slurm
@@ -68,6 +68,8 @@ def test_a_job_that_exits_with_75_is_requeued(controller: Controller) -> None:
 
 def test_a_job_that_does_not_ask_is_not_requeued(controller: Controller) -> None:
     assert (hook(70).return_value, controller.requeued) == (70, False)
+    found = hook(0)
+    assert (found.return_value, controller.requeued, found.output) == (0, False, "")
 
 
 def test_an_unanswered_call_is_retried(controller: Controller) -> None:
@@ -94,7 +96,7 @@ def test_after_ten_runs_without_a_checkpoint_it_gives_up(
     controller: Controller, tmp_path: Path
 ) -> None:
     job = open_job(tmp_path / "job")
-    remember_job("7", job.root)
+    remember_job("7", SlurmJob(job.root))
     journal = Journal(job, "here")
     journal.write(Saved(step=3))
     for restart in range(9):

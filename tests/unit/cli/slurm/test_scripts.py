@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from elastic_ckpt.cli.slurm.command import submit
-from elastic_ckpt.errors import DirectoryUnusable, SlurmRefused, UsageError
+from elastic_ckpt.errors import DirectoryUnusable, SlurmRefused, UsageError, next_steps
+from elastic_ckpt.jobdir.slurm_jobs import SlurmJob, find_job, remember_job
 
 SCRIPTS = Path(__file__).parents[4] / "scripts" / "slurm"
 PYTHON = "/data/venv/bin/python"
@@ -135,6 +136,88 @@ def test_what_is_submitted_equals_the_dry_run(
 
 def test_an_array_names_its_first_task(file: Path, sbatch: Path) -> None:
     assert "status 4711_3\n" in invoke(file, "--", "--array=3-9%2").output
+    job = find_job("4711_4")
+    assert job is not None and job.directory == file.parent / "checkpoints" / "task-4"
+
+
+def test_the_command_of_a_submission_is_recorded(
+    file: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "proj")
+    monkeypatch.setattr("sys.argv", ["/opt/elastic-ckpt"])
+    invoke(file, "--", "-t60", "--comment=a b")
+    job = find_job("4711")
+    assert job is not None and job.submit == (
+        f"cd {file.parent} && /opt/elastic-ckpt slurm submit {file} -- --account=proj --time=60 "
+        "'--comment=a b'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("queue", "options", "refused"),
+    [
+        ("3 N/A PENDING BeginTime", [], "job 3 .*PENDING, BeginTime.*scancel 3 first"),
+        ("3 N/A RUNNING None", [], r"\(RUNNING\).*--dependency=afterany:3"),
+        ("3 N/A RUNNING None", ["--dependency=afterany:3"], ""),
+        ("3 N/A COMPLETING None", [], ""),
+        ("9 N/A RUNNING None", [], ""),
+        ("3 N/A RUNNING None", ["--array=1-2"], ""),
+        ("5 2 PENDING Priority", ["--array=1-2"], "job 5_2 of the same directory"),
+        ("5 2 PENDING Priority", ["--array=3"], ""),
+        ("5 2 PENDING Priority", [], ""),
+    ],
+)
+def test_a_second_job_of_the_same_directory_is_refused(
+    file: Path, sbatch: Path, queue: str, options: list[str], refused: str
+) -> None:
+    squeue = Path(os.environ["PATH"].split(os.pathsep)[0]) / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho '{queue}'\n")
+    squeue.chmod(0o755)
+    remember_job("3", SlurmJob(file.parent / "checkpoints"))
+    remember_job("5", SlurmJob(file.parent / "checkpoints", "submit", "1-4"))
+    if refused:
+        with pytest.raises(UsageError, match=refused):
+            invoke(file, "--", *options)
+        assert not sbatch.exists()
+        options = [*options, "--test-only"]
+    assert invoke(file, "--", *options).exit_code == 0
+
+
+def test_an_error_in_the_job_file_ends_with_submit_again(file: Path) -> None:
+    file.write_text('script = "train.py"\n')
+    with pytest.raises(UsageError, match=rf"^{file}: missing dir$") as caught:
+        invoke(file, "--", "--time=60", "--comment=a b")
+    assert next_steps(caught.value) == (
+        "elastic-ckpt: next: correct the job file, then:",
+        f"  elastic-ckpt slurm submit {file} -- --time=60 '--comment=a b'",
+    )
+    file.write_text('dir = "x"\n')
+    with pytest.raises(UsageError, match=rf"^{file}: missing script: the training script"):
+        invoke(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_refused"),
+    [
+        (["--output=logs/%x-%j.out"], True),
+        (["-e", "logs/x"], True),
+        (["--chdir=sub", "--output=logs/x"], True),
+        (["--output=%x/%j.out"], False),
+        (["--output=%j.out"], False),
+        (["--output=/only/on/nodes/%j.out"], False),
+        (["--output=sub/%j.out"], False),
+        (["--output=none"], False),
+    ],
+)
+def test_output_without_a_folder_is_refused(
+    file: Path, options: list[str], is_refused: bool
+) -> None:
+    (file.parent / "sub").mkdir()
+    if is_refused:
+        with pytest.raises(UsageError, match=r"mkdir .*logs"):
+            dry_run(file, *options)
+    else:
+        assert "srun" in dry_run(file, *options)
 
 
 def test_an_option_of_sbatch_before_the_dashes_is_refused_with_its_place(file: Path) -> None:
@@ -142,6 +225,8 @@ def test_an_option_of_sbatch_before_the_dashes_is_refused_with_its_place(file: P
         invoke(file, "--time=5")
     with pytest.raises(UsageError, match="did you mean --dry-run"):
         invoke(file, "--dry-rum")
+    with pytest.raises(UsageError, match=r"put it before --, as in: .* --dry-run -- --time=60"):
+        invoke(file, "--", "--array=1-2", "--dry-run")
 
 
 def test_test_only_submits_nothing(file: Path, sbatch: Path) -> None:
@@ -197,8 +282,31 @@ def test_setup_is_run_before_and_its_environment_is_kept(
 def test_failed_setup_starts_nothing(file: Path, tmp_path: Path, fakes: str) -> None:
     file.write_text(file.read_text() + 'setup = """\nfalse || true\nls /no/such/dir\n"""\n')
     said = run_step(with_hook(dry_run(file), tmp_path), fakes)
-    assert "setup failed: ls /no/such/dir" in said and said.endswith("exit 70\n")
-    assert "srun" not in said
+    assert f"setup failed: ls /no/such/dir (line 2 of setup in {file})\n" in said
+    assert "srun" not in said and said.endswith("exit 70\n")
+
+
+@pytest.mark.parametrize(
+    ("sourced", "before", "failed"),
+    [
+        ("false\ntrue\n", "", ""),
+        ("true\nfalse\n", "", "source {rc} (line 2 of setup in {file})"),
+        ("true\nfalse\ntrue\n", "set -e", "false (line 2 of {rc})"),
+        ("f() { false; true; }\nf\n", "", ""),
+    ],
+)
+def test_a_sourced_file_counts_by_its_status(
+    file: Path, tmp_path: Path, fakes: str, sourced: str, before: str, failed: str
+) -> None:
+    rc = tmp_path / "rc.sh"
+    rc.write_text(sourced)
+    file.write_text(file.read_text() + f'setup = ["{before}", "source {rc}"]\n')
+    said = run_step(with_hook(dry_run(file), tmp_path), fakes)
+    if failed:
+        message = f"setup failed: {failed.format(rc=rc, file=file)}\n"
+        assert message in said and said.endswith("exit 70\n")
+    else:
+        assert "srun" in said and said.endswith("exit 0\n")
 
 
 @pytest.mark.parametrize(("sent", "received"), [("USR1",) * 2, ("USR2",) * 2, ("TERM", "USR1")])
@@ -253,19 +361,20 @@ def test_the_directory_of_the_environment_is_written(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ('nnodes = "2\\nrm -rf / #"', "--nnodes"),
+        ('nnodes = "2\\nrm -rf / #"', "nnodes"),
         ("nproks = 2", "did you mean nproc"),
         ("setp = []", "did you mean setup"),
-        ('nproc = "eight"', "invalid --nproc 'eight'"),
+        ('nproc = "eight"', r"job\.toml: invalid nproc 'eight'"),
+        ('time = "10:00"', r"option of sbatch.* submit job\.toml -- --time=\.\.\."),
         ("setup = [1]", "setup must be a string or a list of strings"),
         ('setup = "if true"', "not valid shell: line"),
         ('srun = ["image"]', '"--name=value"'),
         ('srun = ["--ntasks-per-node=8"]', "several supervisors"),
         ('supervisor-python = "a\\nb"', "one line"),
-        ('mtbf = "6h"', "--save-interval auto"),
-        ('keep-best = "2"', "--keep-best '2'"),
+        ('mtbf = "6h"', "save-interval auto"),
+        ('keep-best = "2"', "keep-best '2'"),
         ('replicas = 2\nmemory-dir = "off"', "leave one of them out"),
-        ('notice-file = "/"', "--notice-file / is neither a file nor a FIFO"),
+        ('notice-file = "/"', "notice-file / is neither a file nor a FIFO"),
         ("[env]\nRANK = 1", "run sets this variable"),
     ],
 )
@@ -294,7 +403,7 @@ def test_a_missing_script_is_refused_unless_a_container_has_it(file: Path) -> No
 def test_several_nodes_with_a_bucket_are_checked_as_in_the_job(file: Path) -> None:
     text = file.read_text().replace('"checkpoints"', '"s3://bucket/job"')
     file.write_text(text + 'nnodes = 2\nbucket-rate = "5MB"\n')
-    with pytest.raises(UsageError, match="with --dir URL the ranks of several nodes"):
+    with pytest.raises(UsageError, match="with dir URL the ranks of several nodes"):
         dry_run(file)
 
 

@@ -157,10 +157,11 @@ def test_a_job_that_runs_needs_no_command(job: JobDirectory) -> None:
 
 
 def test_a_node_that_left_can_join_again() -> None:
-    text, commands = advise_member(ended(RunState.PREEMPTED, 75, head="n0"))
+    text, commands = advise_member(ended(RunState.PREEMPTED, 75, head="n0"), 2)
+    assert text.startswith("the others continue if at least 2 are left;")
     assert "to add this node, rerun the same command" in text
     assert commands == (RERUN,)
-    assert advise_member(ended(RunState.FINISHED, 0, head="n0")) == ("nothing is left to do", ())
+    assert advise_member(ended(RunState.FINISHED, 0, head="n0"), 2) == ("nothing is left to do", ())
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])
