@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import Collection
@@ -17,7 +16,13 @@ from elastic_ckpt.checkpoint.memory.seal import MemorySeal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier, tier_of
 from elastic_ckpt.checkpoint.own.seal import OwnSeal, seal_path, seals, where_intact
 from elastic_ckpt.checkpoint.ownership.read_lock import BeingRemoved, ReadLock
-from elastic_ckpt.checkpoint.quarantine import Rejected, original_name, rejected, set_aside
+from elastic_ckpt.checkpoint.quarantine import (
+    Rejected,
+    is_scripts,
+    original_name,
+    rejected,
+    set_aside,
+)
 from elastic_ckpt.checkpoint.remote_note import noted_seconds_ago, read_remote
 from elastic_ckpt.checkpoint.verify import (
     MANIFEST_NAME,
@@ -31,6 +36,7 @@ from elastic_ckpt.checkpoint.verify import (
 )
 from elastic_ckpt.errors import CheckpointError, NotSealed, UnsupportedFormat
 from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
+from elastic_ckpt.policy.own_saves import step_of
 from elastic_ckpt.util.progress import Advance
 from elastic_ckpt.util.text import printable
 
@@ -78,6 +84,18 @@ class CheckpointView:
     def age(self) -> tuple[int, int, int]:
         """See ``SealHeader.age``; without a seal the session is not known."""
         return self.seal.age if self.seal else (0, self.epoch, self.step)
+
+    @property
+    def is_scripts(self) -> bool:
+        """Whether the script wrote it itself."""
+        return self.own is not None or (self.tier == "quarantine" and is_scripts(self.path))
+
+    @property
+    def title(self) -> str:
+        """``step 60``, or the name of what the script wrote itself."""
+        if self.own is not None:
+            return printable(Path(self.own.path).name)
+        return printable(original_name(self.path)) if self.is_scripts else f"step {self.step}"
 
     @property
     def shown(self) -> str:
@@ -154,14 +172,23 @@ def _sealed_view(job: JobDirectory, path: Path, names: Collection[str]) -> Check
     )  # fmt: skip
 
 
-def own_views(job: JobDirectory) -> list[CheckpointView]:
-    """Return the checkpoints that the script wrote itself, newest first; sizes are compared."""
-    return [_own_view(job, one) for one in seals(job)] if not job.name else []
+def own_views(job: JobDirectory, most: int | None = None) -> list[CheckpointView]:
+    """Return the checkpoints that the script wrote itself, newest first, all or the first few;
+    sizes are compared."""
+    return [_own_view(job, one) for one in seals(job)[:most]] if not job.name else []
 
 
-def _newest_own(job: JobDirectory) -> list[CheckpointView]:
-    every = (_own_view(job, one) for one in (seals(job) if not job.name else []))
-    return list(itertools.islice((view for view in every if view.intact), 1))
+def _newest_own(job: JobDirectory) -> tuple[list[CheckpointView], list[CheckpointView]]:
+    """Return the newest intact one that the script wrote itself, if there is one, and newer ones
+    that are damaged; what the script has deleted is not."""
+    damaged: list[CheckpointView] = []
+    for one in seals(job) if not job.name else []:
+        found = _own_view(job, one)
+        if found.intact:
+            return [found], damaged
+        if one.copied or os.path.lexists(one.path):
+            damaged.append(found)
+    return [], damaged
 
 
 def _newest_remote(job: JobDirectory) -> list[CheckpointView]:
@@ -187,17 +214,8 @@ def _own_view(job: JobDirectory, one: OwnSeal) -> CheckpointView:
         why = printable(str(error))
     except OSError as error:
         why = f"cannot be read: {error.strerror or error}"
-    return CheckpointView(
-        path,
-        epoch=0,
-        step=one.step,
-        manifest=None,
-        age_seconds=_seconds_since(seal_path(job, one.number)),
-        intact=not why,
-        verified=False,
-        why=why,
-        own=one,
-    )
+    age = _seconds_since(seal_path(job, one.number))
+    return CheckpointView(path, 0, one.step, None, age, not why, False, why, own=one)
 
 
 def _read_in_full(path: Path, advance: Advance) -> Manifest:
@@ -263,8 +281,10 @@ def newest_and_rejected(
                 break
             passed_over.append(found)
         newest += [held] if held else []
-    newest += _newest_own(job) + _newest_remote(job)
-    return max(newest, key=lambda one: one.age, default=None), passed_over + quarantined(job)
+    own, damaged = _newest_own(job)
+    newest += own + _newest_remote(job)
+    passed_over += damaged + quarantined(job)
+    return max(newest, key=lambda one: one.age, default=None), passed_over
 
 
 def quarantined(job: JobDirectory) -> list[CheckpointView]:
@@ -285,7 +305,8 @@ def superseded(job: JobDirectory) -> list[CheckpointView]:
 
 def _aside(job: JobDirectory, entry: Rejected, tier: str) -> CheckpointView:
     path = Path(entry.path)
-    epoch, step = checkpoint_key(original_name(path)) or (0, 0)
+    name = original_name(path)
+    epoch, step = checkpoint_key(name) or (0, step_of(name))
     manifest = None
     if tier == "superseded":
         with contextlib.suppress(CheckpointError, OSError):
@@ -303,7 +324,7 @@ def newest_intact(job: JobDirectory) -> CheckpointView | None:
 def newest_of_job(job: JobDirectory) -> CheckpointView | None:
     """Return the newest intact checkpoint on disk of the session that was opened last."""
     found = [newest for one in job.sessions() if (newest := newest_intact(one)) is not None]
-    found += _newest_own(job) + _newest_remote(job)
+    found += _newest_own(job)[0] + _newest_remote(job)
     return max(found, key=lambda one: one.age, default=None)
 
 

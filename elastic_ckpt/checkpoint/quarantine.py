@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.verify import unmark
-from elastic_ckpt.jobdir.paths import JobDirectory
+from elastic_ckpt.jobdir.paths import JobDirectory, checkpoint_key
 from elastic_ckpt.util.files import (
     read_bounded,
     remove_temporaries,
@@ -26,6 +27,7 @@ MAX_SHOWN: Final = 1000
 """The maximum number of reasons that are read."""
 
 _MAX_BYTES: Final = 64 * 1024
+_STAMP: Final = re.compile(r"-\d{8}T\d{6}Z-[0-9a-f]{12}$")
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -38,8 +40,13 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 def original_name(aside: Path) -> str:
-    """Return the name that a checkpoint had, or has, in its job directory."""
-    return "-".join(aside.name.split("-")[:3])
+    """Return the name that a checkpoint had, or has, where it was written."""
+    return _STAMP.sub("", aside.name)
+
+
+def is_scripts(path: Path) -> bool:
+    """Return whether the script wrote a checkpoint itself, by the name that it has or had."""
+    return checkpoint_key(original_name(path)) is None
 
 
 def set_aside(

@@ -100,7 +100,9 @@ def _print(views: list[CheckpointView]) -> None:
         table.add_column(title, justify=justify, overflow="fold")
     table.add_column("state", overflow="fold")
     for view in views:
-        state = Text(view.state, "red" if view.why else "green")
+        is_clear = not (view.is_scripts and view.why) or view.title in view.why
+        name = "" if is_clear else f"{view.title}: "
+        state = Text(f"{name}{view.state}", "red" if view.why else "green")
         table.add_row(
             *[view.session or "-"] * named,
             str(view.step),

@@ -100,6 +100,20 @@ class FailureRecord(msgspec.Struct, frozen=True):
     wall: float
 
 
+class OwnTrouble(msgspec.Struct, frozen=True):
+    """Why nothing that the script writes itself is sealed.
+
+    Attributes:
+        text: one line.
+        since: seconds since the epoch.
+        refused: a rerun of the same command is refused, as ``--complete-when`` must be wrong.
+    """
+
+    text: str
+    since: float
+    refused: bool
+
+
 class NodeRecord(msgspec.Struct, kw_only=True):
     """The record of a supervisor's run.
 
@@ -111,6 +125,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
         message: one line for people: what it is doing, or why it ended.
         save_interval: chosen by ``--save-interval auto``; None for a fixed one.
         saves_itself: the run watches checkpoints that the script writes itself.
+        own_trouble: why nothing of that is sealed; None if something is, or may be soon.
         sessionless: the script trains without a Session and makes no checkpoints.
         stepless_since: since when an open Session, or one that the script ended with, has shown no
             step; seconds since the epoch, 0 for none.
@@ -146,6 +161,7 @@ class NodeRecord(msgspec.Struct, kw_only=True):
     save_interval: OptimalInterval | None = None
     sessionless: bool = False
     saves_itself: bool = False
+    own_trouble: OwnTrouble | None = None
     stepless_since: float = 0.0
     last_recovery: RecoveryRecord | None = None
     last_failure: FailureRecord | None = None
@@ -198,6 +214,8 @@ def _checked(record: NodeRecord) -> NodeRecord:
         kind, message = printable(failure.kind), printable(failure.message)
         tail = tuple(map(printable, failure.tail))
         record.last_failure = replace(failure, kind=kind, message=message, tail=tail)
+    if (trouble := record.own_trouble) is not None:
+        record.own_trouble = replace(trouble, text=printable(trouble.text))
     if (interval := record.save_interval) is not None:
         record.save_interval = OptimalInterval(interval.seconds, printable(interval.why))
     board = _BOARD.fullmatch(record.board)

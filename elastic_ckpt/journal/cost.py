@@ -137,8 +137,8 @@ class _Books:
 
 def _steps_between(now: Incarnation, before: Incarnation, restarts_count: bool) -> int | None:
     """Return the steps that one incarnation finished and the next one repeats."""
-    if now.from_step is None or before.reached_step is None:
-        return None
+    if now.from_step is None or before.reached_step is None or now.tier == "own":
+        return None  # of a script without a Session only its saves are seen
     if restarts_count and now.from_epoch != before.reached_epoch:
         return None
     return max(0, before.reached_step - now.from_step)

@@ -21,6 +21,9 @@ SETTLE_SECONDS: Final = 1.0
 _NEVER_MARKED: Final = 2
 """So many checkpoints without the last file, and none with it, were not all torn."""
 
+NOT_SEALED: Final = "it was not sealed"
+"""How a reason begins why one was set aside that was torn by a kill, and is no damage."""
+
 _QUIET_SECONDS: Final = 20.0
 _NUMBER: Final = re.compile(r"\d+")
 _COMMAND: Final = "command:"
@@ -278,8 +281,8 @@ def why_torn(rule: CompleteWhen, *, was_sealed: bool, rebooted: bool = False) ->
         return "it was changed after it was sealed"
     if rebooted:
         return (
-            "it was not sealed before the machine went down: the disk may lack parts of it; if you "
+            f"{NOT_SEALED} before the machine went down: the disk may lack parts of it; if you "
             "know that it is intact, move it back"
         )
     what = f"{rule.marker} is missing" if rule.marker else f"not complete by {rule}"
-    return f"it was not sealed: {what}, or it is damaged"
+    return f"{NOT_SEALED}: {what}, or it is damaged"

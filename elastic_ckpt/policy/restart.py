@@ -162,6 +162,23 @@ class RestartPolicy:
         self.failures = failures
         self._furthest = newest
 
+    def progressed(self, newest: tuple[int, ...], steps: int) -> None:
+        """Refill the budget if ``newest`` is a newer checkpoint than any before, or if the workers
+        have finished enough ``steps`` without a failure."""
+        progress = newest > self._furthest
+        self._furthest = max(self._furthest, newest)
+        if progress:
+            self._times = 0
+        if progress or steps >= REFILL_STEPS:
+            self.failures = 0
+
+    def resumes_from(self, newest: tuple[int, ...]) -> None:
+        """Note what the next incarnation starts from. If it is newer, it was saved before the last
+        failure and sealed after it: that failure is the first one since."""
+        if newest > self._furthest:
+            self._furthest = newest
+            self.failures, self._times = min(1, self.failures), min(1, self._times)
+
     def decide(self, failure: Failure) -> RestartDecision:
         """Count a failure and return what to do.
 
@@ -196,12 +213,7 @@ class RestartPolicy:
 
     def _decide(self, failure: Failure) -> RestartDecision:
         rule = RULES[failure.kind]
-        progress = failure.newest > self._furthest
-        self._furthest = max(self._furthest, failure.newest)
-        if progress:
-            self._times = 0
-        if progress or failure.steps >= REFILL_STEPS:
-            self.failures = 0
+        self.progressed(failure.newest, failure.steps)
         if failure.stepped or failure.lived >= SETTLED_SECONDS:
             self._has_started, self._start_message = True, ""
         self.stuck = 0 if failure.steps > 0 else self.stuck + 1

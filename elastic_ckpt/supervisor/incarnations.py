@@ -20,6 +20,7 @@ from elastic_ckpt.protocol.run_state import Event, RunState
 from elastic_ckpt.protocol.slot import SessionStage
 from elastic_ckpt.supervisor.ports import AgentPort
 from elastic_ckpt.supervisor.restarts import Restarts
+from elastic_ckpt.supervisor.watch.budget_watch import BudgetWatch
 from elastic_ckpt.supervisor.watch.group_watch import GroupWatch
 from elastic_ckpt.supervisor.watch.hang_watch import HangWatch
 from elastic_ckpt.supervisor.watch.process_watch import ProcessWatch
@@ -67,6 +68,8 @@ class Incarnations:
         self._processes = ProcessWatch(board, ports.host, clock, run.record.say)
         self._stepless = SteplessWatch(clock, board, run.record)
         self._group = GroupWatch(board, run.record)
+        newest = ports.directory.newest
+        self._budget = BudgetWatch(self._restarts.policy, board, newest, run.record)
         self._hang: Hang | None = None
         self._failed_session = ""
         self._cleaning = self._is_own_verified = False
@@ -124,6 +127,8 @@ class Incarnations:
         if gone := self._run.shutdown.gone():
             self._run.shutdown.give_up(ExitCode.UNAVAILABLE, gone)
             return
+        if self._restarts.policy.failures:
+            self._restarts.policy.resumes_from(self._run.shutdown.newest_key())
         number = self._run.incarnation + 1
         self.begin(number, nodes)
         self.agent.send(Launch(number, nodes, own.arguments, without))
@@ -137,9 +142,9 @@ class Incarnations:
         self._marks.begin()
         self._stepless.begin()
         self._group.begin()
-        self._ports.own.launched(number)
         journal.incarnation = number
         journal.write(WorkersLaunched(incarnation=number, nproc=nproc, nodes=nodes))
+        self._ports.own.launched(number)
         message = f"launching incarnation {number}"
         where = f" on each of {nodes} nodes" if nodes > 1 else ""
         self._run.record.say(f"{message}: {nproc} worker(s){where}")
@@ -160,6 +165,7 @@ class Incarnations:
         self._marks.poll(now)
         if self.is_watched and self.agent is not None:
             self._stepless.poll(now)
+            self._budget.poll(now)
             if self._run.settings.endpoint:
                 self._group.poll(now)
             self._processes.poll(self.agent.pid, urgent=self._run.state is RunState.DRAINING)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from elastic_ckpt.checkpoint.memory.generation import Sealed
 from elastic_ckpt.errors import ExitCode
-from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.node_record import NodeRecord, OwnTrouble
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.prediction import Predictor
@@ -307,6 +307,10 @@ class OwnPort(Protocol):
     @property
     def saved(self) -> bool:
         """Whether a checkpoint is sealed that was begun after :meth:`mark`."""
+
+    @property
+    def trouble(self) -> OwnTrouble | None:
+        """Why nothing is sealed; None if something is, or may be soon."""
 
     def newest(self) -> Key:
         """Return the newest one's key."""

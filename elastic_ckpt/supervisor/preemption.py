@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, Protocol
@@ -93,9 +94,14 @@ class Preemption:
     def hold(self, notice: Notice) -> None:
         """Start nothing until the node has gone, or has outlived the notice's deadline."""
         self.held_until = max(self.held_until, notice.deadline + CALLED_OFF_SECONDS)
-        left = notice.deadline - self._clock.monotonic()
+        now = self._clock.monotonic()
+        left = notice.deadline - now
         self._journal.write(StartHeld(source=notice.source, reason=notice.reason, seconds=left))
-        message = f"{notice.source}: {notice.reason}: this node goes away in {left:.0f} s: waiting"
+        starts = time.localtime(self._clock.wall() + self.held_until - now)
+        message = (
+            f"{notice.source}: {notice.reason}: this node goes away in {max(0.0, left):.0f} s: "
+            f"waiting; the job starts at {time.strftime('%H:%M:%S', starts)} if it is still there"
+        )
         self._record.say(message)
         self._record.update(message=message)
 

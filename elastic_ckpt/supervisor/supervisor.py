@@ -124,6 +124,9 @@ class Supervisor:
         mirror = self.ports.mirror.serve(self.ports.directory.newest())
         if mirror != self.record.node.mirror:
             self.record.update(mirror=mirror)
+        trouble = self.ports.own.trouble
+        if trouble is not self.record.node.own_trouble:
+            self.record.update(own_trouble=trouble)
         self.shutdown.serve()
         self._serve_clock()
         report_turn(self)
@@ -147,6 +150,7 @@ class Supervisor:
         self.saves.close()
         self.ports.mirror.close(self._patience(CLOSE_SECONDS if moves else MIRROR_SECONDS))
         self.record.node.mirror = self.ports.mirror.serve(self.ports.directory.newest())
+        self.record.node.own_trouble = self.ports.own.trouble
         end = self.record.node
         if not moves:
             self.ports.journal.write(

@@ -88,7 +88,9 @@ def test_start_under_a_pending_notice_waits_and_obeys_a_signal(
         polled = len(aws.requests)
         view = job.until(lambda view: len(aws.requests) > polled + 4, "further polls of the notice")
         assert (view.state, view.workers) == ("starting", [])
-        assert "goes away in 1" in view.message, view.message
+        assert "goes away in 1" in view.message and "the job starts at" in view.message, (
+            view.message
+        )
         assert len(event_data(job, "held")) == 1
         job.process.send_signal(signal.SIGTERM)
         assert job.wait() == 75, job.output()

@@ -162,6 +162,7 @@ OTHER_STRUCTS: Final = {
     "util/gpus.py",
     "cli/status/problems.py",
     "cli/status/progress.py",
+    "cli/status/run.py",
     "cli/status/saves.py",
     "cli/status/nodes.py",
     "cli/status/view.py",

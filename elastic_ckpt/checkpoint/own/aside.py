@@ -16,21 +16,22 @@ ASIDE: Final = ".set-aside"
 """Beside the checkpoint, where the job directory is on another file system."""
 
 
-def set_own_aside(job: JobDirectory, path: Path, why: str) -> Path:
-    """Move a checkpoint of the script's to the job's quarantine, and return where it is.
+def set_own_aside(job: JobDirectory, path: Path, why: str, name: str) -> Path:
+    """Move a checkpoint of the script's, or a copy of the one called ``name``, to the job's
+    quarantine, and return where it is.
 
     Raises:
         OSError: it cannot be moved.
     """
     if os.lstat(path).st_dev == os.stat(job.root).st_dev:
         try:
-            return set_aside(job, path, why)
+            return set_aside(job, path, why, name=name)
         except OSError as error:
             if error.errno != errno.EXDEV:  # two mounts of one file system
                 raise
     place = path.parent / ASIDE
     place.mkdir(mode=0o700, exist_ok=True)
-    target = place / f"{path.name}-{secrets.token_hex(6)}"
+    target = place / f"{name}-{secrets.token_hex(6)}"
     os.rename(path, target)
     sync_directory(place)
     sync_directory(path.parent)

@@ -85,6 +85,7 @@ class OwnKeeper:
     Attributes:
         rules: what to watch; may be replaced between two calls.
         newest: the newest seal; None without one.
+        mistakes: what looks wrong in the rules.
         since_mark: whether one was sealed that was begun after :meth:`mark`.
     """
 
@@ -105,7 +106,7 @@ class OwnKeeper:
         self._marked: dict[Path, FileStamps] = {}
         self._mark: float | None = None
         self._replaced: set[Path] = set()
-        self._mistakes = Mistakes(base, reports.say)
+        self.mistakes = Mistakes(base, reports.say)
         self._sealed_at: dict[Path, int] = {}
         self.incarnation = 0
         self.newest: OwnSeal | None = next(iter(self._seals()), None)
@@ -125,7 +126,6 @@ class OwnKeeper:
         """Seal what is complete at monotonic ``now``; say what looks like a mistake, once."""
         self._forget_deleted()
         every = list(find(self.rules.watch, self._base))
-        self._mistakes.looked(self.rules, every, now)
         for found, stamps in oldest_first(one for one in every if not self._is_as_sealed(one)):
             growth = self._growing.setdefault(found.path, Growth(stamps, now, now))
             if growth.stamps != stamps:
@@ -137,7 +137,8 @@ class OwnKeeper:
             if is_complete(self._rule(found), growth, now, is_archive=proves_it):
                 self._try_to_seal(found, stamps, growth.begun)
             else:
-                self._mistakes.incomplete(self.rules, found, growth, now)
+                self.mistakes.incomplete(self.rules, found, growth, now)
+        self.mistakes.looked(self.rules, every, self._growing, self.newest, now)
 
     def _is_second(self, path: Path) -> bool:
         return self.rules.names_newest and not matches(self.rules.watch[:1], self._base, path)
@@ -150,23 +151,17 @@ class OwnKeeper:
         because of it: a small job may have saved before this is called."""
         before = self.newest
         self.look(now)
+        newest = self.newest
         self._mark, came_ns = now, came * 1e9
         all_stamps = ((path, growth.stamps) for path, growth in self._growing.items())
         self._marked = {path: one for path, one in all_stamps if changed_at(one) <= came_ns}
-        newest = self.newest
         self.newest_marked = before if newest and newest.changed > came_ns else newest
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the script has left its sign that all work is done."""
-        sign = self.rules.finished_when
-        return bool(sign) and os.path.lexists(self._base / Path(sign).expanduser())
-
     def _is_as_sealed(self, found: Found) -> bool:
-        known = self._known.get(found.path)
+        known, newest = self._known.get(found.path), self.newest
         if known is None or known.glance != glance(found.path, self.rules.complete.marker):
             return False
-        is_newest = self.newest is not None and known.seal.number == self.newest.number
+        is_newest = newest is not None and known.seal.number == newest.number
         return not is_newest or known.stamps == stamps_of(found.path)
 
     def _forget_deleted(self) -> None:
@@ -259,7 +254,7 @@ class OwnKeeper:
         for found, stamps in oldest_first(one for one in every if not self._is_as_sealed(one)):
             self._settle(found, stamps, left_well=left_well)
         if self.rules and (left_well or self._mark is not None):  # a crash may have come early
-            self._mistakes.ended(self.rules, every, self._known)
+            self.mistakes.ended(self.rules, every, self._known)
 
     def _settle(
         self, found: Found, stamps: FileStamps, *, left_well: bool, rebooted: bool = False
@@ -282,7 +277,7 @@ class OwnKeeper:
         self._growing.clear()
         before = watched_before(self._job)
         self._sort_seals(rebooted=before.rebooted)
-        self._mistakes.elsewhere(seals(self._job), self._seals())
+        self.mistakes.elsewhere(seals(self._job), self._seals())
         patterns = {one: str(self._base / Path(one).expanduser()) for one in self.rules.watch}
         new = {place for place in patterns.values() if place not in before.patterns}
         taken_over = {found.path for found in find(new, self._base)} - set(self._sealed_at)
@@ -382,11 +377,11 @@ class OwnKeeper:
             self._set_aside(path, why)
             remove_tree(copy)
         elif one.copied and copy.exists():
-            self._set_aside(copy, why)
+            self._set_aside(copy, why, path.name)
         forget(self._job, one)
 
-    def _set_aside(self, path: Path, why: str) -> None:
-        target = set_own_aside(self._job, path, why)
+    def _set_aside(self, path: Path, why: str, name: str = "") -> None:
+        target = set_own_aside(self._job, path, why, name or path.name)
         self._known.pop(path, None)
         self._reports.aside(path, target, why)
 

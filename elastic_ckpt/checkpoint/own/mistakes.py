@@ -1,18 +1,20 @@
 """Says what looks like a mistake in ``--watch`` and ``--complete-when``: each thing once.
 
 A pattern that matches nothing, or a last file that is never there, would otherwise show only when a
-restart finds nothing to resume from.
+restart finds nothing to resume from. Until one is sealed, ``status`` shows it much earlier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from elastic_ckpt.checkpoint.own.files import Found
+from elastic_ckpt.checkpoint.own.files import Found, stamps_of
 from elastic_ckpt.checkpoint.own.seal import OwnSeal
 from elastic_ckpt.errors import UsageError
+from elastic_ckpt.jobdir.node_record import OwnTrouble
 from elastic_ckpt.policy.own_saves import FileStamps, Growth, OwnSaves, never_marked
 from elastic_ckpt.util.units import human_duration
 
@@ -20,21 +22,72 @@ PATIENCE_SECONDS: Final = 600.0
 """After which a pattern without a match, or a checkpoint that is never complete, is a mistake."""
 
 
+SHOWN_SECONDS: Final = 60.0
+"""After which ``status`` shows it, if nothing was ever sealed."""
+
+
 class Mistakes:
-    """What was said of one job's patterns."""
+    """What was said of one job's patterns.
+
+    Attributes:
+        trouble: why nothing is sealed, for ``status``; None if something is, or may be soon.
+    """
 
     def __init__(self, base: Path, say: Callable[[str], None]) -> None:
         """``base`` is what relative patterns start from; ``say`` shows one line to the user."""
         self._base, self._say = base, say
+        self.trouble: OwnTrouble | None = None
         self._said: set[str] = set()
         self._looking_since = 0.0
 
-    def looked(self, rules: OwnSaves, every: Sequence[Found], now: float) -> None:
-        """Tell what is there at monotonic ``now``."""
+    def looked(
+        self,
+        rules: OwnSaves,
+        every: Sequence[Found],
+        growing: Mapping[Path, Growth],
+        newest: OwnSeal | None,
+        now: float,
+    ) -> None:
+        """Tell what is there, and what of it is not sealed, at monotonic ``now``."""
         self._looking_since = self._looking_since or now
         waited = now - self._looking_since
-        if rules and not every and waited >= PATIENCE_SECONDS and not rules.complete.at_exit:
-            self._once("", f"{self._nothing(rules)} after {human_duration(waited)}; {self._from}")
+        if newest is not None or not rules or rules.complete.at_exit:
+            self.trouble = None
+        elif not every:
+            self._trouble(rules, every, waited)
+            if waited >= PATIENCE_SECONDS:
+                self._once(
+                    "", f"{self._nothing(rules)} after {human_duration(waited)}; {self._from}"
+                )
+        else:
+            grown = [now - one.begun for one in growing.values()]
+            still = [now - one.since for one in growing.values()]
+            # One that still changes may be a large save; behind it a second one would not begin.
+            times = grown if len(every) > 1 or max(grown, default=0) > PATIENCE_SECONDS else still
+            waited = max(times, default=0.0)
+            self._trouble(rules, every, waited if waited > 2 * rules.complete.quiet else 0.0)
+
+    def _trouble(self, rules: OwnSaves, every: Sequence[Found], waited: float) -> None:
+        """Note why nothing is sealed, if that has lasted for long enough."""
+        if waited < SHOWN_SECONDS:
+            self.trouble = None
+            return
+        directories = [stamps_of(found.path) for found in every if not found.is_file]
+        refused = never_marked(rules.complete, directories, ever_sealed=False)
+        found = OwnTrouble(self._why(rules, every), time.time() - waited, refused)
+        if self.trouble is None or self.trouble.text != found.text:
+            self.trouble = found
+
+    def _why(self, rules: OwnSaves, every: Sequence[Found]) -> str:
+        if not every:
+            return f"{self._nothing(rules)}; {self._from}"
+        how_many = "one checkpoint is" if len(every) == 1 else f"{len(every)} checkpoints are"
+        rule = rules.complete.of(is_file=every[-1].is_file)
+        none = "not" if len(every) == 1 else "none"
+        return (
+            f"--watch {' '.join(rules.watch)}: {how_many} there, {none} complete by "
+            f"--complete-when {rule}"
+        )
 
     def incomplete(self, rules: OwnSaves, found: Found, growth: Growth, now: float) -> None:
         """Tell of one that is not complete at monotonic ``now``, while the script runs."""
@@ -57,9 +110,12 @@ class Mistakes:
 
     def ended(self, rules: OwnSaves, every: Sequence[Found], known: Collection[Path]) -> None:
         """Tell, once the script has ended, that nothing it wrote could be sealed."""
+        if any(found.path in known for found in every):
+            return
+        self._trouble(rules, every, SHOWN_SECONDS)
         if not every:
             self._once("", f"{self._nothing(rules)}, and the script has ended; {self._from}")
-        elif not any(found.path in known for found in every):
+        else:
             path, is_file = every[-1].path, every[-1].is_file
             self._once(
                 str(path),

@@ -6,7 +6,15 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 
-from elastic_ckpt.checkpoint.catalog import CheckpointView, in_memory, quarantined, scan, view
+from elastic_ckpt.checkpoint.catalog import (
+    CheckpointView,
+    in_memory,
+    own_views,
+    quarantined,
+    scan,
+    view,
+)
+from elastic_ckpt.checkpoint.own.seal import seals
 from elastic_ckpt.cli.status.view import StatusView, gather
 from elastic_ckpt.jobdir.node_record import NodeRecord, job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -116,5 +124,6 @@ def collect(job: JobDirectory) -> Material:
 def _checkpoints(job: JobDirectory, memory: str) -> tuple[list[CheckpointView], int]:
     paths = [path for one in reversed(job.sessions()) for path in scan(one)]
     views = [view(path) for path in paths[:MAX_CHECKPOINTS]] + in_memory(job, memory)
+    views += own_views(job, MAX_CHECKPOINTS)
     views.sort(key=lambda one: one.age, reverse=True)
-    return views, max(0, len(paths) - MAX_CHECKPOINTS)
+    return views, sum(max(0, len(found) - MAX_CHECKPOINTS) for found in (paths, seals(job)))

@@ -45,7 +45,8 @@ def tier_rows(material: Material) -> list[TierRow]:
     """Return a row for each session and tier that holds or held something."""
     groups: dict[tuple[str, str], list[CheckpointView]] = {}
     for one in material.checkpoints:
-        groups.setdefault((one.session, one.tier), []).append(one)
+        tier = "own" if one.own is not None else one.tier
+        groups.setdefault((one.session, tier), []).append(one)
     rows = [_row(session, tier, found) for (session, tier), found in groups.items()]
     replicas = _replicas(material)
     if replicas is not None:

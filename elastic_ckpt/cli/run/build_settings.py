@@ -90,6 +90,12 @@ def build_settings(
     workers_python = find_python(python) if python else ""
     file = find_file(script, module, workers_python)
     _refuse_contradictions(memory_dir, replicas, notice_file)
+    if watch:
+        of_sessions = {
+            "--save-interval": save_interval, "--mtbf": mtbf, "--keep-best": keep_best,
+            "--digests": digests, "--global-batch": global_batch,
+        }  # fmt: skip
+        _refuse_with_watch([option for option, value in of_sessions.items() if value])
     platforms = choose(notice_source)
     grace = signal_grace_seconds(grace, platforms)
     interval = parse_interval(save_interval) if save_interval else SaveInterval()
@@ -177,6 +183,16 @@ def _refuse_contradictions(memory_dir: str, replicas: int, notice_file: Path | N
         )
     if notice_file is not None and notice_file.exists() and not _is_readable(notice_file):
         raise UsageError(f"--notice-file {notice_file} is neither a file nor a FIFO")
+
+
+def _refuse_with_watch(given: Sequence[str]) -> None:
+    """Raise UsageError for options that would do nothing without a word."""
+    if given:
+        does, them = ("does", "it") if len(given) == 1 else ("do", "them")
+        raise UsageError(
+            f"{', '.join(given)} {does} nothing for checkpoints of --watch, which the script "
+            f"writes itself, but for those of a Session: leave {them} out"
+        )
 
 
 def _is_readable(path: Path) -> bool:

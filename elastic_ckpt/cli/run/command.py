@@ -22,15 +22,18 @@ from elastic_ckpt.cli.run.entry import ScriptPath, choose_entry, end_options, op
 from elastic_ckpt.cli.run.hostfile import HOSTS, apply_hostfile, hosts_to_start
 from elastic_ckpt.cli.run.import_wait import ImportStage, ImportWait
 from elastic_ckpt.cli.run.interpreter import check_python
-from elastic_ckpt.cli.run.job_file import format_options
+from elastic_ckpt.cli.run.job_file import format_options, job_file_named
 from elastic_ckpt.cli.run.node_run import NodeRun
 from elastic_ckpt.cli.run.options import grouped, run_options
 from elastic_ckpt.cli.run.storage_check import check_bucket, check_storage
 from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES
 from elastic_ckpt.errors import LockHeld, UsageError
 from elastic_ckpt.jobdir.answering import wait_for_answer
+from elastic_ckpt.jobdir.node_record import job_records
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import RunCommand
 from elastic_ckpt.notices.signals import hold_signals, is_held
+from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.util.journald import Line, marked, priority_of, warning
 from elastic_ckpt.util.outlet import unblocked_streams
 from elastic_ckpt.util.text import printable
@@ -52,6 +55,10 @@ class _RunCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does up to the script or module, then apply the hostfile."""
         ctx.meta[_ARGUMENTS] = list(args)
+        with job_file_named(ctx):
+            return self._parse(ctx, args)
+
+    def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             rest = super().parse_args(ctx, end_options(args, self.params))
         except click.MissingParameter as error:
@@ -75,7 +82,7 @@ class _RunCommand(click.Command):
         """Run as click does; errors say what to do next."""
         given = ctx.params["directory"]
         place = given.absolute() if isinstance(given, Path) else given
-        with advised(place, RunCommand.current(_arguments(ctx)).line):
+        with advised(place, RunCommand.current(_arguments(ctx)).line), job_file_named(ctx):
             return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -127,6 +134,7 @@ def command(
         check_python(settings.python, settings.module)
         _remember_slurm_job(settings)
         problems = [check_storage(settings.directory), missing_modules(settings)]
+        problems.append(_starts_again(settings))
         if settings.mirror is not None and not settings.mirror.is_place:
             problems.append(check_bucket(settings.directory, settings.mirror.url))
         hosts = _hosts(context, settings) if hostfile is not None else ()
@@ -213,6 +221,14 @@ def _recorded(context: click.Context, settings: RunSettings) -> RunCommand:
     is_place = settings.mirror is not None and settings.mirror.is_place
     place = "" if is_place else str(settings.directory)
     return RunCommand.current(words, settings.script, own=own, place=place)
+
+
+def _starts_again(settings: RunSettings) -> str:
+    """Return a line if a script is started again that has finished; empty if not."""
+    own, records = settings.own, job_records(JobDirectory(settings.directory))
+    if not own or own.finished_when or not records or records[0].state is not RunState.FINISHED:
+        return ""
+    return "the job has finished: this starts its script again, as --finished-when is not set"
 
 
 def _import_stage(supervisor: Supervisor) -> ImportStage:

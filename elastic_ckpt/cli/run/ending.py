@@ -74,7 +74,8 @@ def _advice(job: JobDirectory, record: NodeRecord) -> Advice:
     # The disk did not take this run's last record, and has one of a run that goes on.
     newest, rejected = newest_and_rejected(job, record.memory)
     error = view.last_save.error if view.last_save else ""
-    return advise(job, Situation(record.state.value, record, newest, bool(rejected), error))
+    unusable = any(not one.is_scripts for one in rejected)
+    return advise(job, Situation(record.state.value, record, newest, unusable, error))
 
 
 @contextlib.contextmanager
@@ -102,6 +103,9 @@ def _advice_on(error: Exception, place: object | None, rerun: str) -> Advice:
     again = (rerun,) if rerun else ()
     if submit and isinstance(error, UsageError | click.ClickException):
         return Advice(f"correct the job file, then {verb}:", again)
+    if isinstance(error, UsageError) and str(error).startswith("--config "):
+        text = "correct the job file, whose keys are the options of run, then rerun the command:"
+        return Advice(text, again or (command_line("run", "--help"),))
     if isinstance(error, UsageError | click.ClickException) or place is None:
         return Advice("correct the command; its options:", (command_line("run", "--help"),))
     if isinstance(error, LockHeld):

@@ -17,6 +17,7 @@ from elastic_ckpt.errors import UsageError
 
 _FLAG: Final = "-m"
 _MODULE: Final = re.compile(r"-m(.+)?|--module(?:=(.*))?", re.DOTALL)
+MISSING_SCRIPT: Final = "no script"
 NO_SCRIPT: Final = "missing SCRIPT: end the command with train.py ARGS, or with -m MODULE ARGS"
 
 
@@ -97,7 +98,7 @@ def find_file(script: str | None, module: str | None, python: str = "") -> Path:
         return module_file(python, module)
     path = _module_file(module) if module is not None else Path(script or "")
     if module is None and not path.is_file():
-        raise UsageError(f"no script {path}: correct its path")
+        raise UsageError(f"{MISSING_SCRIPT} {path}: correct its path")
     if path.is_file() and not os.access(path, os.R_OK):
         raise UsageError(f"cannot read {path}: fix its permissions")
     return path

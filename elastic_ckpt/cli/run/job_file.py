@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from click.core import ParameterSource
 
 from elastic_ckpt.checkpoint.bucket.url import is_url
 from elastic_ckpt.cli.common import Duration, Size
+from elastic_ckpt.cli.run.entry import MISSING_SCRIPT
 from elastic_ckpt.cli.run.hostfile import FROM_HOSTFILE
 from elastic_ckpt.cli.run.worker_variables import ENV, VARIABLES, worker_variables
 from elastic_ckpt.errors import UsageError
@@ -40,6 +42,7 @@ _TEXTS: Final = frozenset({"watch", "resume-args"})
 _TEXT: Final = "a string or an integer"  # 2, "auto", "90s"
 _NOT_KEYS: Final = frozenset({"config", "print-config", "help"})
 _BATCH: Final = "elastic_ckpt.batch_keys"
+_PATH: Final = "elastic_ckpt.job_file"
 _SOURCES: Final = {
     ParameterSource.COMMANDLINE: "flag",
     ParameterSource.ENVIRONMENT: "environment",
@@ -110,6 +113,7 @@ def read_job_file(ctx: click.Context, path: Path) -> None:
         UsageError: it cannot be read, or a key, a value or a variable is invalid.
     """
     data = _decode(path)
+    ctx.meta[_PATH] = path
     keys = option_keys(ctx.command)
     values: dict[str, Any] = {}
     for key, value in data.items():
@@ -126,6 +130,25 @@ def read_job_file(ctx: click.Context, path: Path) -> None:
         parameter = keys[key]
         values[parameter.name or ""] = _typed(path, key, parameter, value)
     ctx.default_map = values
+
+
+@contextlib.contextmanager
+def job_file_named(ctx: click.Context) -> Iterator[None]:
+    """Let errors in a value of the job file name the file and the key."""
+    try:
+        yield
+    except (UsageError, click.BadParameter) as error:
+        text = error.format_message() if isinstance(error, click.BadParameter) else str(error)
+        given = [
+            key
+            for key, parameter in option_keys(ctx.command).items()
+            if ctx.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT_MAP
+        ]
+        found = re.sub(r"--([a-z][a-z-]*)", lambda one: one[one[1] in given], text)
+        is_known = found != text or ("script" in given and text.startswith(MISSING_SCRIPT))
+        if text.startswith("--config ") or not is_known:
+            raise
+        raise UsageError(f"--config {ctx.meta.get(_PATH)}: {found}") from None
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ _TAKEN_OVER: Final = "has taken over"
 _NOT_STORED: Final = "the work is done, but "
 """In the message of a run that could not store its last checkpoint."""
 
+_WATCHED: Final = "another run on this machine watches"
+"""In the message of a run whose script's output another one watches."""
+
 _STUCK: Final = " after SIGKILL, with its GPU "
 """In the message of a run of which a worker could not be killed."""
 
@@ -60,7 +63,7 @@ class Situation(NamedTuple):
         state: as ``status`` shows it.
         record: of the run; None if no supervisor has run.
         newest: the newest intact checkpoint.
-        rejected: whether there are checkpoints that a restart would not load.
+        rejected: whether there are checkpoints of a Session that a restart would not load.
         save_error: why the last save failed; empty if it did not.
         slurm: what SLURM says of the job; None if it was not asked, or knows of none.
     """
@@ -102,6 +105,11 @@ def advise(job: JobDirectory, found: Situation) -> Advice:
         special = _by_message(job, found, record, again, rerun)
         if special is not None:
             return special
+    if record.own_trouble is not None and found.newest is None:
+        if record.own_trouble.refused:
+            text = "correct --complete-when in this command; as it is, it ends with 64:"
+            return Advice(text, rerun)
+        return Advice(f"if --watch and --complete-when are right, {again}; else correct it", rerun)
     if found.save_error:
         first = "first make saves work, or the same steps are lost again"
         text = f"{first}: the last save failed: {found.save_error}; then {again}"
@@ -169,6 +177,8 @@ def _by_message(
     if record.exit_code == ExitCode.UNAVAILABLE and _TAKEN_OVER in record.message:
         text = "nothing is to be done here: another run continues the job; see how it is:"
         return Advice(text, (command_line("status", job.root),))
+    if _WATCHED in record.message:
+        return Advice("stop the other run or change --watch in this command, then rerun it:", rerun)
     if _GONE in record.message:
         text = f"put the directory back, then {_verb(record)}; as it is now, it {_resumes(found)}"
         return Advice(text, rerun)
@@ -256,8 +266,8 @@ def _resumes(found: Situation) -> str:
         until = ", as each rerun does until the script creates a Session"
         return f"starts at step 0{until * never}"
     if not found.newest.own:
-        return f"resumes from step {found.newest.step}"
-    name, command = found.newest.path.name, found.record.command if found.record else None
+        return f"resumes from {found.newest.title}"
+    name, command = found.newest.title, found.record.command if found.record else None
     options = {word.partition("=")[0] for word in command.argv} if command else set()
     if "--watch" in options and not options & {"--resume-args", "--config"}:
         return f"resumes from {name} if the script finds it by itself; else give --resume-args"

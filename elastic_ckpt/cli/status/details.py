@@ -167,7 +167,7 @@ def _newest(view: StatusView) -> str:
     if newest is None:
         return (
             "none intact: a restart would end with 65"
-            if view.rejected
+            if view.is_stuck
             else "none: a restart would start at step 0"
         )
     if newest.tier != "memory":

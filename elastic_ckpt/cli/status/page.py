@@ -148,7 +148,7 @@ def _newest(view: StatusView) -> Iterator[str]:
     newest, on_disk = view.newest_intact, view.newest_on_disk
     if newest is None:
         ends = "none intact: a restart would end with 65"
-        yield ends if view.rejected else "no checkpoint: a restart would start at step 0"
+        yield ends if view.is_stuck else "no checkpoint: a restart would start at step 0"
         return
     age = "" if newest.age_seconds is None else f", {human_duration(newest.age_seconds)} old"
     where = "in memory" if newest.tier == "memory" else f"on {newest.tier}"

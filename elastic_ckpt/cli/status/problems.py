@@ -18,10 +18,11 @@ from elastic_ckpt.cli.status.nodes import LeftOutView
 from elastic_ckpt.cli.status.saves import AuditView, LastSaveView
 from elastic_ckpt.cli.status.workers import WorkerView, silent_seconds
 from elastic_ckpt.jobdir.heartbeat import SILENT_SECONDS, Heartbeat
-from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.node_record import NodeRecord, OwnTrouble
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.run_command import command_line
 from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.policy.own_saves import NOT_SEALED
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.protocol.stepless import CREATE_ONE, NO_SESSION, STEPLESS
@@ -101,6 +102,9 @@ def problems(job: JobDirectory, found: Observed) -> list[Problem]:
 def _of_script(found: Observed) -> Iterator[Problem]:
     if found.record is not None and _no_session(found.record, found):
         yield Problem(f"{NO_SESSION}: {CREATE_ONE}", "elastic-ckpt run --help", NO_SESSION)
+    if found.record is not None and found.record.own_trouble is not None:
+        text = _own_trouble(found.record.own_trouble, found.now if found.running else None)
+        yield Problem(text, "elastic-ckpt run --help", text)
     if found.record is not None and found.record.stepless_since:
         text = _stepless(found.record, found.now if found.running else None)
         yield Problem(text, warning=text)
@@ -169,25 +173,34 @@ def _aside(job: JobDirectory, found: Observed) -> Iterator[Problem]:
     another program's directory is no damage."""
     newest, shown = found.newest, command_line("list", job.root)
     state = found.record.state if found.record is not None else None
-    if found.passed_over and newest is None:
+    passed_over = [one for one in found.passed_over if not one.why.startswith(NOT_SEALED)]
+    if passed_over and newest is None:
         text = "there are checkpoints, and none is intact: a restart has nothing to load"
-        first = max(found.passed_over, key=lambda one: (one.epoch, one.step))
-        why = f"; the newest, of step {first.step}: {first.why}"
+        first = max(passed_over, key=lambda one: (one.epoch, one.step))
+        why = f"; the newest, {first.title}: {first.why}"
         yield Problem(f"{text}{why}", shown, text if found.running else "")
-    if newest is None or state is RunState.FINISHED:
+    if newest is None:
         return
+    if state is RunState.FINISHED:  # what was set aside did not keep it from its end
+        passed_over = [one for one in passed_over if one.tier != "quarantine"]
     lost = [
         one
-        for one in found.passed_over
-        if not one.foreign
-        and one.session == newest.session
-        and (one.epoch, one.step) > (newest.epoch, newest.step)
+        for one in passed_over
+        if not one.foreign and one.session == newest.session and _is_newer(one, newest)
     ]
     if lost:
         first = lost[0]
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        text = f"the checkpoint of step {first.step} is damaged ({first.why}){more}"
-        yield Problem(f"{text}: a restart resumes from step {newest.step}", shown)
+        what = first.title if first.is_scripts else f"the checkpoint of {first.title}"
+        text = f"{what} is damaged ({first.why}){more}"
+        then = "the newest intact is" if state is RunState.FINISHED else "a restart resumes from"
+        yield Problem(f"{text}: {then} {newest.title}", shown)
+
+
+def _is_newer(one: CheckpointView, newest: CheckpointView) -> bool:
+    if one.own is not None and newest.own is not None:
+        return one.age > newest.age
+    return (one.epoch, one.step) > (newest.epoch, newest.step)
 
 
 def _of_replay(job: JobDirectory, found: Observed) -> Iterator[Problem]:
@@ -260,3 +273,11 @@ def _no_session(record: NodeRecord, found: Observed) -> bool:
     was stopped and has checkpoints from before that is not known."""
     over = found.running or record.state is RunState.FINISHED
     return record.sessionless and not record.saves_itself and (over or found.newest is None)
+
+
+def _own_trouble(trouble: OwnTrouble, now: float | None) -> str:
+    if now is None:
+        return f"nothing was sealed: {trouble.text}"
+    seconds = human_duration(max(0.0, now - trouble.since))
+    unless = "" if trouble.refused else "; correct it, unless the first save is still to come"
+    return f"nothing is sealed after {seconds}: {trouble.text}{unless}"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView, newest_and_rejected, newest_of_job
-from elastic_ckpt.checkpoint.ownership.job_lock import read_owner
+from elastic_ckpt.checkpoint.quarantine import is_scripts
 from elastic_ckpt.cli.common import read_slots
 from elastic_ckpt.cli.leftovers import LeftoverView, view_leftovers
 from elastic_ckpt.cli.slurm.queue import SlurmView, not_begun
 from elastic_ckpt.cli.status import progress as work
 from elastic_ckpt.cli.status.advice import FIX_STORAGE, Situation, advise
 from elastic_ckpt.cli.status.disk import filling
-from elastic_ckpt.cli.status.moved import Moved, of_this_directory
+from elastic_ckpt.cli.status.moved import of_this_directory
 from elastic_ckpt.cli.status.nodes import (
     LeftOutView,
     NodeView,
@@ -32,6 +33,14 @@ from elastic_ckpt.cli.status.problems import (
     problems,
 )
 from elastic_ckpt.cli.status.progress import AtRiskView, ProgressView, at_risk, progress
+from elastic_ckpt.cli.status.run import (
+    NoticeView,
+    SupervisorView,
+    notice_view,
+    state_of,
+    supervisor_view,
+    unsupervised,
+)
 from elastic_ckpt.cli.status.saves import (
     AuditView,
     EmergencySaveView,
@@ -64,23 +73,6 @@ from elastic_ckpt.protocol.slot import Slot
 from elastic_ckpt.util.text import encodable, printable
 
 
-class SupervisorView(msgspec.Struct):
-    """The supervisor of the node that leads.
-
-    Attributes:
-        alive: None on another host, where only its files can be read.
-        since: when it started, seconds since the epoch.
-        last_beat_seconds: seconds since its last heartbeat; None before the first.
-    """
-
-    pid: int
-    alive: bool | None
-    since: float
-    host: str
-    node: str
-    last_beat_seconds: float | None = None
-
-
 class PositionView(msgspec.Struct):
     """The position of the job in its data."""
 
@@ -106,14 +98,6 @@ class RejectedView(msgspec.Struct):
 
     path: str
     reason: str
-
-
-class NoticeView(msgspec.Struct):
-    """The notice that the job is saving for."""
-
-    source: str
-    reason: str
-    seconds_left: float
 
 
 class RestartsView(msgspec.Struct):
@@ -188,6 +172,12 @@ class StatusView(msgspec.Struct, kw_only=True):
     mirror: str
     slurm: SlurmView | None = None
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a restart would end with 65. Without one of its own a script starts at step 0."""
+        unusable = (one for one in self.rejected if not is_scripts(Path(one.path)))
+        return self.newest_intact is None and any(unusable)
+
 
 AskSlurm = Callable[[str], SlurmView | None]
 """Asks SLURM about a job; with the number of the one that ran last, or an empty one."""
@@ -225,9 +215,9 @@ def gather(
     goodput = account.goodput(now)
     beat = read_heartbeat(job, record.node) if record else None
     if record is not None:
-        state, message = _state(record, alive, beat, where)
+        state, message = state_of(record, alive, beat, where)
     else:
-        state, message = _unsupervised(job)
+        state, message = unsupervised(job, newest)
     slurm = None
     if state in ("unknown", "dead") or (record is not None and record.state in TERMINAL):
         slurm = ask_slurm(record.command.slurm_job if record and record.command else "")
@@ -253,7 +243,8 @@ def gather(
     )  # fmt: skip
     warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
-    situation = Situation(state, record, newest, bool(rejected), save_error, slurm)
+    unusable = any(not one.is_scripts for one in passed_over)
+    situation = Situation(state, record, newest, unusable, save_error, slurm)
     advice = where.advice(advise(job, situation), state)
     return StatusView(
         job=record.job if record else printable(job.root.name),
@@ -265,7 +256,7 @@ def gather(
         warnings=warnings,
         problems=[one.view for one in found],
         exit_code=min(exit_code(state, warnings), 1 if slurm is not None and slurm.has_it else 2),
-        supervisor=_supervisor(record, alive, beat),
+        supervisor=supervisor_view(record, alive, beat),
         incarnation=record.incarnation if record else 0,
         nodes=node_views(record, run),
         left_out=left_out,
@@ -289,7 +280,7 @@ def gather(
         newest_on_disk=_newest(on_disk),
         memory_only=view_leftovers(records),
         rejected=rejected,
-        notice=_notice(record) if running else None,
+        notice=notice_view(record) if running else None,
         last_interruption=last_interruption(history, time.time()),
         last_save=newest_save,
         last_recovery=record.last_recovery if record else None,
@@ -331,41 +322,6 @@ def _crashes(history: History) -> int:
     return sum(one.kind != FailureClass.MEMBERSHIP.value for one in crashes)
 
 
-def _supervisor(
-    record: NodeRecord | None, alive: bool | None, beat: Heartbeat | None
-) -> SupervisorView | None:
-    if record is None:
-        return None
-    owner, age = record.owner, beat.age_seconds if beat else None
-    return SupervisorView(owner.pid, alive, record.since, owner.host, record.node, age)
-
-
-def _unsupervised(job: JobDirectory) -> tuple[str, str]:
-    """Return the state of a job without a record: a script under torchrun holds the lock."""
-    found = read_owner(job.lock) if job.owns(job.control) else None
-    if found is not None and found.owner.is_alive():
-        owner = found.owner
-        return "running", f"a script without a supervisor, pid {owner.pid} on {owner.host}"
-    return "unknown", "no supervisor has run here"
-
-
-def _state(
-    record: NodeRecord, alive: bool | None, beat: Heartbeat | None, where: Moved
-) -> tuple[str, str]:
-    if record.state in TERMINAL:
-        return record.state.value, record.message
-    if where.run_is_elsewhere:
-        return "dead", where.message
-    if alive is False:
-        gone = f"the supervisor (pid {record.owner.pid}) was killed, or its disk failed,"
-        return "dead", f"{gone} while it was {record.state.value}"
-    if alive is None:
-        last = f"{beat.age_seconds:.0f} s ago" if beat else "never"
-        seen = f"seen from another host; last heartbeat of {record.owner.host}: {last}"
-        return record.state.value, f"{record.message} ({seen})"
-    return record.state.value, record.message
-
-
 def _takes_part(member: NodeRecord, head: NodeRecord | None) -> bool:
     """Return whether a node's board belongs to the head's incarnation."""
     same = head is not None and member.incarnation == head.incarnation
@@ -400,10 +356,3 @@ def _newest(view: CheckpointView | None) -> NewestView | None:
         seal.reason,
         view.verified,
     )
-
-
-def _notice(record: NodeRecord | None) -> NoticeView | None:
-    if record is None or record.notice is None or not record.owner.is_local:
-        return None
-    left = max(0.0, record.notice.deadline - time.monotonic())
-    return NoticeView(record.notice.source, record.notice.reason, left)

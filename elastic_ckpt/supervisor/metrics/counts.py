@@ -31,6 +31,7 @@ from elastic_ckpt.journal.events import (
 from elastic_ckpt.journal.line import JournalEntry
 from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.policy.failure import FailureClass
+from elastic_ckpt.policy.own_saves import step_of
 
 BOUNDS_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Buckets of save and drain durations, from a small model in memory to a large one on disk."""
@@ -42,7 +43,9 @@ CAUSES: Final = ("failure", "preemption", "resize", OTHER)
 """Causes of a restart: a failure or kill; a notice; a change of nodes or settings; ``other`` if the
 job had ended and was run again."""
 
-REASONS: Final = (*get_args(Reason), OTHER)
+REASONS: Final = (*get_args(Reason), "script", OTHER)
+"""Why a checkpoint was made; ``script`` for what the script writes itself."""
+
 TIERS: Final = ("memory", "disk", "bucket")
 CRASHES: Final = (*(kind.value for kind in FailureClass), OTHER)
 
@@ -119,7 +122,7 @@ class JobCounts:
         self._count_restart(event)
         match event:
             case Saved(tier="own"):
-                self._seal("disk", event.path, (event.epoch, event.step), entry.wall, event.bytes)
+                self._count_save(entry.wall, replace(event, tier="disk"))
             case Saved():
                 self._count_save(entry.wall, event)
             case SaveFailure():
@@ -134,10 +137,10 @@ class JobCounts:
                 self._seal("disk", event.path, _key(event.path), entry.wall, None)
             case Quarantined():
                 self.quarantined += 1
-                key, session = _key(event.path), session_of(event.path)
+                path = PurePath(event.path)
+                key, session = checkpoint_key(path.name), session_of(event.path)
                 for found in self._sealed.values():
-                    if key is not None:
-                        found.get(session, {}).pop(key, None)
+                    found.get(session, {}).pop(key or (0, step_of(path.name)), None)
             case MemoryRefused():
                 self._sealed["memory"].clear()
 

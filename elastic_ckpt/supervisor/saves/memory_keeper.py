@@ -121,7 +121,8 @@ class MemoryKeeper:
                 journal.write(MemoryRemoved(path=str(path)))
             try:
                 owned = _own(place, job, settings.node, target)
-                say(_needs(place, job, owned, settings))
+                if not settings.own:  # what the script saves itself does not go there
+                    say(_needs(place, job, owned, settings))
             except MemoryUnusable as error:
                 say(warning(f"no memory tier, saves go to {target.name}: {error}"))
         name, server = settings.node if settings.endpoint and place else "", None

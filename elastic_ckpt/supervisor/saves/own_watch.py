@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -17,8 +18,9 @@ from elastic_ckpt.checkpoint.own.keeper import OwnKeeper
 from elastic_ckpt.checkpoint.own.reports import Reports
 from elastic_ckpt.checkpoint.own.seal import OwnSeal
 from elastic_ckpt.errors import ElasticCkptError, ExitCode, LockHeld, UsageError
+from elastic_ckpt.jobdir.node_record import OwnTrouble
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.journal.events import Quarantined, Saved
+from elastic_ckpt.journal.events import CheckpointLoaded, Quarantined, Saved
 from elastic_ckpt.journal.journal import Journal
 from elastic_ckpt.policy.own_saves import OwnSaves
 from elastic_ckpt.policy.retention import Retention
@@ -128,7 +130,8 @@ class OwnWatch:
 
     @property
     def is_finished(self) -> bool:
-        return self._keeper.is_finished
+        sign = self._keeper.rules.finished_when
+        return bool(sign) and os.path.lexists(self._base / Path(sign).expanduser())
 
     @property
     def has_sign(self) -> bool:
@@ -142,6 +145,12 @@ class OwnWatch:
         self._keeper.incarnation = incarnation
         self._settled_by = None
         self._watching = True
+        newest = self._keeper.newest
+        if self._path and newest is not None:
+            size = newest.total_bytes
+            self._journal.write(
+                CheckpointLoaded(path=self._path, step=newest.step, tier="own", bytes=size)
+            )
 
     def mark(self) -> None:
         self._hurried, came = True, time.time()
@@ -174,6 +183,10 @@ class OwnWatch:
     @property
     def saved(self) -> bool:
         return self._keeper.since_mark
+
+    @property
+    def trouble(self) -> OwnTrouble | None:
+        return self._keeper.mistakes.trouble if self._given else None
 
     def newest(self) -> Key:
         return _key(self._keeper.newest)
@@ -276,6 +289,7 @@ class NoOwnSaves:
     prepared = settled = True
     arguments: tuple[str, ...] = ()
     newest_name = failed = ""
+    trouble: OwnTrouble | None = None
     failed_code = ExitCode.UNAVAILABLE
 
     def start(self) -> None:

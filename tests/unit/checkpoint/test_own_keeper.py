@@ -398,6 +398,52 @@ def test_a_pattern_that_matched_nothing_is_said_when_the_script_has_ended(place:
     assert len(place.said) == 2
 
 
+@pytest.mark.parametrize(
+    ("complete_when", "saves", "at", "why", "refused"),
+    [
+        pytest.param("state.json", {}, 50, "", False, id="not yet"),
+        pytest.param("state.json", {}, 70, "nothing is there; relative", False, id="nothing there"),
+        pytest.param("meta.json", {0: 10}, 50, "", False, id="one that was written just now"),
+        pytest.param("meta.json", {0: 10}, 70, "one checkpoint is there, not complete by "
+                     "--complete-when meta.json", False, id="one that rests"),
+        pytest.param("meta.json", {0: 10, 40: 20}, 70, "2 checkpoints are there, none complete by "
+                     "--complete-when meta.json", True, id="a wrong name"),
+        pytest.param("quiet:5m", {0: 10}, 400, "", False, id="a long rest is wanted"),
+        pytest.param("exit", {}, 700, "", False, id="nothing is expected before the end"),
+        pytest.param("state.json", {0: 10}, 70, "", False, id="sealed"),
+    ],
+)  # fmt: skip
+def test_status_gets_to_know_after_a_minute_that_nothing_is_sealed(
+    place: Place, complete_when: str, saves: dict[int, int], at: int, why: str, refused: bool
+) -> None:
+    keeper = place.keeper(complete_when=complete_when)
+    for now in range(0, at + 1, 10):
+        if now in saves:
+            place.save(saves[now])
+        keeper.look(1.0 + now)
+    trouble = keeper.mistakes.trouble
+    assert (trouble is not None) == bool(why)
+    if trouble is not None:
+        assert trouble.text.startswith(f"--watch out/checkpoint-*: {why}")
+        assert trouble.refused is refused
+        keeper.look(2.0 + at)
+        assert keeper.mistakes.trouble is trouble, "the record would be written each second"
+    else:
+        place.save(99, whole=False)  # the script ends before it is complete
+        keeper.settle(left_well=False)
+        assert keeper.mistakes.trouble is None
+
+
+def test_the_end_of_the_script_shows_at_once_that_nothing_is_sealed(place: Place) -> None:
+    keeper = place.keeper()
+    keeper.settle(left_well=True)
+    assert keeper.mistakes.trouble is not None
+    place.save(10)
+    keeper.settle(left_well=True)
+    keeper.look(0.0)
+    assert keeper.mistakes.trouble is None
+
+
 def test_what_never_rests_is_said_once(place: Place) -> None:
     keeper = place.keeper("out", complete_when="quiet:20s")
     for at in range(0, 1000, 10):

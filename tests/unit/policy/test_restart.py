@@ -166,6 +166,36 @@ def test_a_newer_checkpoint_refills_the_budget() -> None:
     assert (policy.left, policy.total) == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("newest", "steps", "left"),
+    [
+        pytest.param((0, 450), 5, 1, id="no progress"),
+        pytest.param((0, 500), 5, 3, id="a newer checkpoint"),
+        pytest.param((0, 450), REFILL_STEPS, 3, id="many steps"),
+    ],
+)
+def test_progress_shows_at_once_that_the_budget_is_full_again(
+    newest: tuple[int, ...], steps: int, left: int
+) -> None:
+    policy = RestartPolicy(3)
+    decisions(policy, *[failure(newest=(0, 450))] * 2)
+    policy.progressed(newest, steps)
+    assert policy.left == left
+
+
+def test_a_checkpoint_that_is_sealed_after_a_failure_counts_for_that_one_alone() -> None:
+    """It was complete before the worker was killed; two failures in a row resumed from it."""
+    policy = RestartPolicy(1)
+    assert decisions(policy, failure(newest=(0, 400))) == [RESTART]
+    policy.resumes_from((0, 450))
+    assert decisions(policy, failure(newest=(0, 450))) == [STOP]
+
+    policy = RestartPolicy(2)
+    decisions(policy, *[failure(newest=(0, 400))] * 2)
+    policy.resumes_from((0, 450))
+    assert policy.left == 1
+
+
 def test_a_budget_is_spent_where_no_failure_leaves_a_newer_checkpoint() -> None:
     """One that was saved again after a fall-back is not newer."""
     policy = RestartPolicy(3)

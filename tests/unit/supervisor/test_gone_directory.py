@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from elastic_ckpt.errors import ExitCode
+from elastic_ckpt.policy.restart import RestartPolicy
 from elastic_ckpt.protocol.run_state import Event
 from elastic_ckpt.supervisor.incarnations import Incarnations
 from elastic_ckpt.supervisor.ports import NO_CHECKPOINT, Key
@@ -48,9 +49,11 @@ class Scene:
     def launch(self) -> None:
         run = SimpleNamespace(shutdown=self.shutdown, incarnation=3)
         agent = SimpleNamespace(send=self.launched.append)
+        restarts = SimpleNamespace(policy=RestartPolicy(3))
         starter: Any = SimpleNamespace(
-            agent=agent, _ports=self.ports, _run=run, begin=lambda number, nodes: None
-        )
+            agent=agent, _ports=self.ports, _run=run, begin=lambda number, nodes: None,
+            _restarts=restarts,
+        )  # fmt: skip
         Incarnations.launch(starter, 1)
 
 

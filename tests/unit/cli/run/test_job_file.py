@@ -144,11 +144,16 @@ def test_the_printed_options_are_an_equivalent_job_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('nproc = "eight"', "invalid --nproc 'eight'"),
-        ('script = "absent.py"', "no script .*absent.py"),
+        ('nproc = "eight"', "--config .*job.toml: invalid nproc 'eight'"),
+        ('metrics = "x:y:z"', "--config .*job.toml: .*metrics"),
+        ('watch = "out/*"\non-notice = "KILL"', "--config .*job.toml: on-notice 'KILL'"),
+        ('watch = "out/*"\ncomplete-when = "/x"', "--config .*job.toml: complete-when '/x'"),
+        ('script = "absent.py"', "--config .*job.toml: no script .*absent.py: correct its path"),
         ('memory-dir = "off"\nreplicas = 2', "leave one of them out"),
         ('notice-source = ["none", "aws"]', "none excludes aws"),
-        ('keep-best = "2"', "--keep-best '2'"),
+        ('keep-best = "2"', "--config .*job.toml: keep-best '2'"),
+        ('watch = "out/*"\nsave-interval = 50', "save-interval does nothing for checkpoints of"),
+        ('watch = "out/*"\nkeep-best = "2:loss"\ndigests = 10', "keep-best, digests do nothing"),
     ],
 )
 def test_printed_options_that_cannot_run_end_with_the_reason(
@@ -217,7 +222,10 @@ def test_a_missing_file_is_reported(tmp_path: Path) -> None:
         printed("--config", str(tmp_path / "nowhere.toml"), "--dir", "/c", "t.py")
 
 
-def test_limits_apply_to_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "grace = -1\n")
-    with pytest.raises(click.BadParameter):
+@pytest.mark.parametrize("value", ["-1", '"2 minutes"'])
+def test_limits_apply_to_the_file_which_is_named_with_the_key(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"grace = {value}\n")
+    with pytest.raises(UsageError, match=r"^--config .*job.toml: Invalid value for 'grace': "):
         printed("--config", path, "--dir", "/c", "t.py")
+    with pytest.raises(click.BadParameter):
+        printed("--config", path, "--dir", "/c", "--grace", "-2", "t.py")

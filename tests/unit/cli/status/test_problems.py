@@ -23,7 +23,12 @@ from elastic_ckpt.cli.status.page import page
 from elastic_ckpt.cli.status.view import NewestView, gather
 from elastic_ckpt.cli.status.workers import worker_views
 from elastic_ckpt.jobdir.left_out import LeftOutNode, write_left_out
-from elastic_ckpt.jobdir.node_record import FailureRecord, NodeRecord, ProcessIdentity
+from elastic_ckpt.jobdir.node_record import (
+    FailureRecord,
+    NodeRecord,
+    OwnTrouble,
+    ProcessIdentity,
+)
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.retention_file import note_rule
 from elastic_ckpt.jobdir.run_command import RunCommand
@@ -115,6 +120,9 @@ PREEMPTED, FAILED, FINISHED = RunState.PREEMPTED, RunState.FAILED, RunState.FINI
 FROM_60 = "rerun the same command: it resumes from step 60"
 
 MISPLACED = ("elastic-ckpt", "run", "--dir", "ck", "t.py", "--keep-last", "3", "--x")
+NOTHING = {"own_trouble": OwnTrouble("--watch a*: nothing is there", time.time() - 7200, False)}
+NO_MARK = {"own_trouble": OwnTrouble("2 are there, none complete", time.time() - 7200, True)}
+HELP = "elastic-ckpt run --help"
 
 ENDINGS = [
     Case("finished", FINISHED, 0, advice="nothing is left to do; its checkpoints:",
@@ -138,7 +146,7 @@ ENDINGS = [
          advice=FROM_60, commands=("elastic-ckpt list {job}", RERUN)),
     Case("no checkpoint is intact", FAILED, 65, steps=(-60,), exit_code=2,
          wrong=("there are checkpoints, and none is intact: a restart has nothing to load; the "
-         "newest, of step",),
+         "newest, step 60: ",),
          advice="a rerun would end the same way",
          commands=("elastic-ckpt list {job}", "elastic-ckpt list {job}")),
     Case("two checkpoints were damaged", FAILED, 65, "2 checkpoints in a row failed verification",
@@ -198,6 +206,16 @@ ENDINGS = [
          advice=f"correct what the message says, then {FROM_60}", commands=(RERUN,)),
     Case("the wrong rule of completeness", FAILED, 64, "none has x; they were left where they are",
          advice="correct --complete-when in this command:", commands=(RERUN,), exit_code=2),
+    Case("no match of --watch", PREEMPTED, 76, "", NOTHING, steps=(), exit_code=1,
+         wrong=("nothing was sealed: --watch a*: nothing is there",), commands=(HELP, RERUN),
+         advice="if --watch and --complete-when are right, rerun the same command: it starts at"),
+    Case("no match is complete", PREEMPTED, 76, "", NO_MARK, steps=(), exit_code=1,
+         wrong=("nothing was sealed: 2 are there, none complete",), commands=(HELP, RERUN),
+         advice="correct --complete-when in this command; as it is, it ends with 64:"),
+    Case("finished without a match", FINISHED, 0, "", NOTHING, steps=(), commands=(HELP,),
+         wrong=("nothing was sealed: --watch a*",), advice="nothing is left to do"),
+    Case("another run watches the output", FAILED, 73, "another run on this machine watches out/*",
+         steps=(), exit_code=2, commands=(RERUN,), advice="stop the other run or change --watch"),
     Case("the directory was unmounted", FAILED, 73, "step 60 is not there any more, because",
          steps=(), advice="put the directory back, then rerun the same command; as it is now, it "
          "starts at step 0", commands=(RERUN,), exit_code=2),
@@ -247,6 +265,11 @@ WRONG = [
          "from step 40",), commands=("elastic-ckpt list {job}",)),
     Case("no Session", record={"sessionless": True}, exit_code=1,
          wrong=("the script creates no Session",), commands=("elastic-ckpt run --help",)),
+    Case("no match of --watch", record=NOTHING, steps=(), exit_code=1, commands=(HELP,),
+         wrong=("nothing is sealed after 2 h: --watch a*: nothing is there; correct it, unless "
+         "the first save is still to come",)),
+    Case("no match is complete", record=NO_MARK, steps=(), exit_code=1, commands=(HELP,),
+         wrong=("nothing is sealed after 2 h: 2 are there, none complete",)),
     Case("no step in the Session", record={"stepless_since": 1.0}, exit_code=1,
          wrong=("no step for",)),
     Case("a node is left out", prepare=left_out, exit_code=1,
@@ -340,6 +363,16 @@ def check(job: JobDirectory, case: Case, text: str) -> None:
 @pytest.mark.parametrize("case", ENDINGS, ids=lambda case: case.name)
 def test_each_ending_has_the_right_advice(job: JobDirectory, case: Case) -> None:
     check(job, case, put(job, case))
+
+
+def test_a_script_that_finished_without_a_supervisor_is_finished(job: JobDirectory) -> None:
+    make_checkpoint(job, 20)
+    assert gather(job).state == "unknown"
+    make_checkpoint(job, 40, reason="final")
+    view = gather(job)
+    assert (view.state, view.exit_code) == ("finished", 0)
+    assert view.message == "a script without a supervisor has finished"
+    assert view.commands == (f"elastic-ckpt list {job.root}",)
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: case.name)

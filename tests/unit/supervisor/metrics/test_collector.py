@@ -152,6 +152,21 @@ def test_the_newest_checkpoint_is_of_the_session_that_was_saved_last() -> None:
     assert found.newest("disk") == NewestCheckpoint(900, 1, 100, "fold0")
 
 
+def test_what_the_script_saves_itself_counts_on_the_disk() -> None:
+    kept = [f"/out/step-{step}.pt" for step in (100, 200)]
+    found = history(
+        *(
+            event("saved", at, path=path, step=at * 100, tier="own", reason="script", seconds=1.2)
+            for at, path in enumerate(kept, 1)
+        )
+    )
+    assert found.saves["script", "disk"] == sum(found.saves.values()) == 2
+    assert found.save_durations["disk"].sum == pytest.approx(2.4)
+    assert found.newest("disk") == NewestCheckpoint(200, 2, 0)
+    found.observe(event("quarantined", 3, path=kept[1]))
+    assert found.newest("disk") == NewestCheckpoint(100, 1, 0)
+
+
 def test_a_refused_memory_tier_has_no_newest_checkpoint() -> None:
     found = history(saved(1, 10, "memory"), event("memory_refused", path="/dev/shm/x/a"))
     assert found.newest("memory") is None

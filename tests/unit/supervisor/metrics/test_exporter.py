@@ -379,7 +379,7 @@ def test_run_with_a_port_in_use_fails_before_the_launch(
     port = address(server)[1]
     done = elastic_ckpt("run", *job_file(tmp_path, f"metrics = {port}\n"))
     assert done.returncode == 64
-    assert f"--metrics 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert f"metrics 127.0.0.1:{port}: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
     journal = tmp_path / "job" / ".elastic-ckpt" / "journal"
     assert not list(journal.iterdir())
