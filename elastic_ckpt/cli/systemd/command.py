@@ -62,9 +62,9 @@ def install(user: bool, force: bool, root: Path, dry_run: bool) -> int:
       elastic-ckpt systemd install --root /mnt/image
 
     The unit elastic-ckpt@NAME runs the job file /etc/elastic-ckpt/NAME.toml with the command of
-    this installation; with --user it is ~/.config/elastic-ckpt/NAME.toml. A newer version
-    replaces the units of an older one. A file that was changed by hand is left as it is, and
-    nothing is written.
+    this installation; with --user it is ~/.config/elastic-ckpt/NAME.toml. The units
+    of another version, newer or older, are replaced. A file that was changed by hand
+    is left as it is, and nothing is written.
 
     Exits with 0, with 73 if a file was changed or cannot be written.
     """
