@@ -224,20 +224,16 @@ def _checked(record: NodeRecord) -> NodeRecord:
     return record
 
 
-def read_records(directory: Path) -> list[NodeRecord]:
-    """Return all nodes' records in a directory, the latest run's head first. The run number counts,
-    as the clocks of two nodes may differ."""
-    found = [read_record(path) for path in islice(directory.glob("*.json"), _MAX_RECORDS)]
+def job_records(job: JobDirectory) -> list[NodeRecord]:
+    """Return all nodes' records of a job, the latest run's head first. The run number counts, as
+    the clocks of two nodes may differ."""
+    paths = islice(job.found(job.nodes, "*.json"), _MAX_RECORDS)
+    found = [read_record(path) for path in paths]
     return sorted(
         (record for record in found if record is not None),
         key=lambda record: (record.run_number, record.since),
         reverse=True,
     )
-
-
-def job_records(job: JobDirectory) -> list[NodeRecord]:
-    """Return all nodes' records of a job, the latest run's head first."""
-    return read_records(job.nodes) if job.owns(job.nodes) else []
 
 
 def _state(pid: int) -> tuple[str, float]:

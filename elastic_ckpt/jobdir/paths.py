@@ -13,6 +13,7 @@ from pathlib import Path
 
 from elastic_ckpt.errors import DirectoryUnusable, UsageError
 from elastic_ckpt.util.files import (
+    TEMPORARY,
     group_may_read,
     let_group_in,
     read_bounded,
@@ -256,9 +257,11 @@ class JobDirectory:
                 raise _is_link(place)
 
     def found(self, directory: Path, pattern: str) -> Iterator[Path]:
-        """Yield what matches in a directory of ours; nothing if it is missing or a link."""
+        """Yield what matches in a directory of ours, but for what is being written; nothing if it
+        is missing or a link."""
         if self.owns(directory):
-            yield from directory.glob(pattern)
+            every = directory.glob(pattern)
+            yield from (path for path in every if not path.name.startswith(TEMPORARY))
 
     def prepare(self, *, group_access: bool = False) -> None:
         """Create what is missing, for this user only.

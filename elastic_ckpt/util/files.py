@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+TEMPORARY: Final = ".tmp-"
+"""Begins the names of files that are written, and then take another's place. Never read."""
+
 MAX_DEPTH: Final = 64
 """Maximum depth of nested directories; a checkpoint has two or three."""
 
@@ -148,7 +151,7 @@ def write_atomic(path: Path, data: bytes, *, shared: bool | None = None) -> None
     One writer per path. Durable on return. A kill leaves at most one ``.tmp-`` file next to it,
     which is never read and which the next write replaces. ``shared`` as for :func:`create_file`.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         try:
             write_new(temporary, data, shared=shared)
@@ -200,7 +203,7 @@ def remove_temporaries(directory: Path) -> None:
     that name is not ours, and must not keep a job from starting."""
     if directory.is_symlink():
         return
-    for path in directory.glob(".tmp-*"):
+    for path in directory.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
             path.unlink()
 

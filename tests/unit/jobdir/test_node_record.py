@@ -16,13 +16,15 @@ from elastic_ckpt.jobdir.node_record import (
     NodeRecord,
     NoticeRecord,
     ProcessIdentity,
+    job_records,
     node_name,
     read_record,
-    read_records,
 )
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.jobdir.save_requests import ask_for_save, remove_requests, waiting_requests
 from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.util.files import TEMPORARY
+from tests.checkpoints import open_job
 
 SAY_WHO = """
 import msgspec
@@ -95,25 +97,36 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"job": 1}', b"\xff\xfe"])
 def test_an_invalid_record_is_none(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "here.json").write_bytes(data)
-    assert read_record(tmp_path / "here.json") is None
-    assert read_record(tmp_path / "missing.json") is None
-    assert read_records(tmp_path) == []
+    job = open_job(tmp_path)
+    job.node_record("here").write_bytes(data)
+    assert read_record(job.node_record("here")) is None
+    assert read_record(job.node_record("missing")) is None
+    assert job_records(job) == []
 
 
 def test_the_latest_run_is_first(tmp_path: Path) -> None:
+    job = open_job(tmp_path)
     for node, since in (("a", 2.0), ("b", 3.0), ("c", 1.0)):
-        make_record(since, node).write(tmp_path / f"{node}.json")
-    (tmp_path / "torn.json").write_bytes(b"{")
-    assert [record.node for record in read_records(tmp_path)] == ["b", "a", "c"]
-    assert read_records(tmp_path / "missing") == []
+        make_record(since, node).write(job.node_record(node))
+    job.node_record("torn").write_bytes(b"{")
+    assert [record.node for record in job_records(job)] == ["b", "a", "c"]
+    assert job_records(JobDirectory.at(tmp_path / "missing")) == []
+
+
+def test_a_record_that_is_being_written_is_not_one_more(tmp_path: Path) -> None:
+    """Its file is there under another name, and stays if the writer is killed."""
+    job = open_job(tmp_path)
+    make_record(2.0).write(job.node_record("here"))
+    make_record(1.0).write(job.nodes / f"{TEMPORARY}here.json")
+    assert [record.since for record in job_records(job)] == [2.0]
 
 
 def test_head_of_the_latest_run_is_first_whatever_its_clock_shows(tmp_path: Path) -> None:
     """A head that had been killed was shown, since its clock was ahead of the next one's."""
+    job = open_job(tmp_path)
     for node, since, number in (("former", 900.0, 1), ("head", 100.0, 2), ("member", 901.0, 0)):
-        make_record(since, node, number).write(tmp_path / f"{node}.json")
-    assert [record.node for record in read_records(tmp_path)] == ["head", "former", "member"]
+        make_record(since, node, number).write(job.node_record(node))
+    assert [record.node for record in job_records(job)] == ["head", "former", "member"]
 
 
 def test_a_node_is_named_by_the_flag_then_slurm_then_the_host(
