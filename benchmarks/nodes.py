@@ -27,6 +27,7 @@ NODES = 4
 SAVES = 12
 QUICK_SAVES = 4
 WARM_UP = 2
+ATTEMPTS = 3
 LINK_KBIT = 100_000
 MODEL = 1 / 3
 """Of the state: the parameters, which DistributedDataParallel sends to each rank when it is made;
@@ -68,10 +69,20 @@ def stalls(where: Path, nodes: int, options: Options) -> list[float]:
 
 def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, float]:
     """Seconds from the end of a host to the next step of all ranks, and those to its detection.
+    The state must come from memory; a machine that is slow to copy may have it on the disk first,
+    and then it is measured anew.
 
     Args:
         kbit: a second, through the cable of the host that takes its place.
     """
+    for attempt in range(ATTEMPTS):
+        found = _lost_node(where.with_name(f"{where.name}-{attempt}"), options, kbit)
+        if found is not None:
+            return found
+    raise SystemExit(f"the state was loaded from the disk {ATTEMPTS} times in a row")
+
+
+def _lost_node(where: Path, options: Options, kbit: int) -> tuple[float, float] | None:
     with Jobs(where, 3, "2", options.megabytes) as hosts:
         hosts.start("h1", "h2")
         hosts.until_step(2, 12)
@@ -94,8 +105,7 @@ def lost_node(where: Path, options: Options, kbit: int = 0) -> tuple[float, floa
         known = next(one["monotonic"] for one in hosts.events("ended") if one["monotonic"] > began)
         hosts.head.until(lambda _: hosts.events("loaded"), "the word of a load")
         tiers = [one["data"]["tier"] for one in hosts.events("loaded")]
-        assert tiers == ["memory"], f"it was loaded from {tiers}:\n{hosts.output()}"
-        return stepped - began, known - began
+        return (stepped - began, known - began) if tiers == ["memory"] else None
 
 
 def newest(hosts: Jobs, event: str) -> int:

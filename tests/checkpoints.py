@@ -201,7 +201,7 @@ def tree(root: Path) -> dict[str, bytes | str]:
     return found
 
 
-def bounded(call: Callable[[], T], fifo: Path, seconds: float = 10.0) -> T:
+def bounded(call: Callable[[], T], fifo: Path, seconds: float = 60.0) -> T:
     """Return the result of a call that must not wait for a FIFO's other end.
 
     If it does wait, the FIFO is fed until the call returns, so that no thread stays.

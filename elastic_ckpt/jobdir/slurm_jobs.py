@@ -93,7 +93,7 @@ def find_job(number: str, environ: Mapping[str, str] = os.environ) -> SlurmJob |
 def has_jobs(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether any job is recorded."""
     place = _place(environ)
-    return place is not None and place.is_dir()
+    return place is not None and os.path.isdir(place)  # False where another user may not look
 
 
 def _place(environ: Mapping[str, str]) -> Path | None:

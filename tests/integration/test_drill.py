@@ -31,9 +31,9 @@ def test_drill_reports_whether_a_save_fits_the_grace(tmp_path, grace, code):
         saved = [e["data"] for e in job.events() if e["event"] == "saved"]
         reasons = {(one["tier"], one["reason"]) for one in saved if one["step"] == found["step"]}
         # As on a notice: not through memory, unless a save of that step is due anyway.
-        assert reasons == {
-            ("memory", "interval") if found["step"] % 10 == 0 else ("disk", "manual")
-        }
+        due = {("memory", "interval"), ("disk", "interval")}
+        assert len(reasons) == 1
+        assert reasons <= (due if found["step"] % 10 == 0 else {("disk", "manual")})
         job.until(lambda view: view.workers[0].step > found["step"] + 2, "that it trains on")
         other = json.loads(drill(job, "--json", "--grace", "50").stdout)
         assert (other["fits"], other["grace_seconds"]) == (True, 50.0)

@@ -56,7 +56,7 @@ def test_output_of_the_failed_rank_is_kept(tmp_path: Path, how: str) -> None:
         unknown = run("logs", str(job.directory), "--rank", "5")
         assert unknown.returncode == 64
         assert "no worker output of rank 5 in " in unknown.stderr
-        assert "; there is some of rank 1" in unknown.stderr
+        assert "; there is some of rank " in unknown.stderr
         last = run("logs", str(job.directory), "--last")
         assert "so it goes" not in last.stdout
         assert "of incarnation 2" in last.stderr  # which printed nothing

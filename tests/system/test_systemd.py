@@ -295,7 +295,7 @@ def test_lines_have_priorities_in_the_journal(machine: Machine, root: Path) -> N
 
     assert of("training, incarnation") == {6}
     assert of("killed by SIGKILL") == {4}
-    assert of("saving") == {5} and of("invalid --nproc") == {3}
+    assert of("saving") == {5} and of("invalid nproc") == {3}
 
 
 def test_service_of_a_user(machine: Machine) -> None:

@@ -120,8 +120,9 @@ PREEMPTED, FAILED, FINISHED = RunState.PREEMPTED, RunState.FAILED, RunState.FINI
 FROM_60 = "rerun the same command: it resumes from step 60"
 
 MISPLACED = ("elastic-ckpt", "run", "--dir", "ck", "t.py", "--keep-last", "3", "--x")
-NOTHING = {"own_trouble": OwnTrouble("--watch a*: nothing is there", time.time() - 7200, False)}
-NO_MARK = {"own_trouble": OwnTrouble("2 are there, none complete", time.time() - 7200, True)}
+LONG_AGO = time.time() - 30 * 86400  # the same duration for as long as the tests run
+NOTHING = {"own_trouble": OwnTrouble("--watch a*: nothing is there", LONG_AGO, False)}
+NO_MARK = {"own_trouble": OwnTrouble("2 are there, none complete", LONG_AGO, True)}
 HELP = "elastic-ckpt run --help"
 
 ENDINGS = [
@@ -266,10 +267,10 @@ WRONG = [
     Case("no Session", record={"sessionless": True}, exit_code=1,
          wrong=("the script creates no Session",), commands=("elastic-ckpt run --help",)),
     Case("no match of --watch", record=NOTHING, steps=(), exit_code=1, commands=(HELP,),
-         wrong=("nothing is sealed after 2 h: --watch a*: nothing is there; correct it, unless "
+         wrong=("nothing is sealed after 30 d: --watch a*: nothing is there; correct it, unless "
          "the first save is still to come",)),
     Case("no match is complete", record=NO_MARK, steps=(), exit_code=1, commands=(HELP,),
-         wrong=("nothing is sealed after 2 h: 2 are there, none complete",)),
+         wrong=("nothing is sealed after 30 d: 2 are there, none complete",)),
     Case("no step in the Session", record={"stepless_since": 1.0}, exit_code=1,
          wrong=("no step for",)),
     Case("a node is left out", prepare=left_out, exit_code=1,
