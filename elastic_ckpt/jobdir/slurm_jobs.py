@@ -93,7 +93,9 @@ def find_job(number: str, environ: Mapping[str, str] = os.environ) -> SlurmJob |
 def has_jobs(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether any job is recorded."""
     place = _place(environ)
-    return place is not None and os.path.isdir(place)  # False where another user may not look
+    with contextlib.suppress(OSError):  # another user may not look
+        return place is not None and place.is_dir()
+    return False
 
 
 def _place(environ: Mapping[str, str]) -> Path | None:
