@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from tests.interpreters import REPOSITORY, make_environment
-from tests.job import TINY, environment, survivors
+from tests.job import TINY, Job, environment, kill_tree, survivors
 from tests.waiting import until
 
 
@@ -63,8 +63,9 @@ def test_supervisor_without_torch_runs_the_jobs_python(tmp_path: Path) -> None:
             assert process.wait(60) == 75, (tmp_path / "log").read_text()
         finally:
             if process.poll() is None:
-                process.kill()
+                kill_tree(psutil.Process(process.pid))
                 process.wait(20)
+                Job(tmp_path).close()  # what it left in memory
         listed = subprocess.run([*base, "list", str(job), "--json"], env=variables, text=True,
                                 capture_output=True, timeout=60, check=True)  # fmt: skip
         steps.append(json.loads(listed.stdout)[-1]["step"])
