@@ -46,7 +46,7 @@ class Prometheus:
         self.targets = directory / "targets.json"
         self.log = directory / "log"
         self.config.write_text(f"""
-global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 1s}}
+global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}}
 rule_files: ["{ALERTS}"]
 scrape_configs:
   - job_name: elastic-ckpt

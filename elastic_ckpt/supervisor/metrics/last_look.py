@@ -12,7 +12,8 @@ from typing import Final
 LONGEST_SECONDS: Final = 60.0
 """How long the end of a finished job is delayed at most."""
 
-_MARGIN: Final = 1.5
+_MARGIN: Final = 0.5  # of the time between two looks
+_SHORTEST_MARGIN_SECONDS: Final = 3.0  # a busy machine looks late
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -31,7 +32,7 @@ class LastLook:
             self._changed.notify_all()
 
     def wait(self, longest: float = LONGEST_SECONDS) -> bool:
-        """Wait for the next look, for one and a half times as long as lay between the last two.
+        """Wait for the next look until it is late by half of the time between two, or by 3 s.
 
         Does not wait if none is due any more; a signal ends it. Return whether one came.
         """
@@ -40,7 +41,8 @@ class LastLook:
             every = newest - self._before
             if not self._before or every > longest:
                 return False
-            until = min(newest + every * _MARGIN, time.monotonic() + longest)
+            late = max(every * _MARGIN, _SHORTEST_MARGIN_SECONDS)
+            until = min(newest + every + late, time.monotonic() + longest)
             while self._newest == newest and not self._ends:
                 left = until - time.monotonic()
                 if left <= 0:
