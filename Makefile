@@ -57,9 +57,12 @@ simulate-buckets: .venv-latest/.ready
 test-faults: .venv/.ready
 	.venv/bin/python -m pytest -m faults_full tests/faults $(PYTEST_FLAGS)
 
-# The benchmarks themselves, run small: their shape, not their figures.
+# The benchmarks themselves, run small: their shape, not their figures. BENCHMARKS=benchmarks adds
+# those that start several jobs.
+BENCHMARKS = benchmarks and not slow
+
 test-benchmarks: .venv/.ready .venv-latest/.storage
-	.venv/bin/python -m pytest -n 2 -m benchmarks tests/integration
+	.venv/bin/python -m pytest -n 2 -m '$(BENCHMARKS)' tests/integration
 	.venv-latest/bin/python -m pytest tests/integration/test_benchmarks.py -k bucket
 
 # Several nodes as processes of this host; then hosts of network namespaces, which join, leave and

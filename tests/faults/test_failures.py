@@ -75,6 +75,7 @@ def test_external_kills_are_not_counted_against_the_step(tmp_path: Path) -> None
         assert set_aside(job) == []
 
 
+@pytest.mark.one_torch
 def test_hang_is_explained_before_the_workers_are_killed(tmp_path: Path) -> None:
     """Rank 0 waits for rank 1 in a collective and is not blamed."""
     with failing(tmp_path, "hang", times=1, nproc=2) as job:

@@ -13,6 +13,8 @@ from tests.waiting import until
 
 STEADY = Path(__file__).parent.parent / "scripts" / "steady.py"
 
+pytestmark = pytest.mark.one_torch
+
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
@@ -55,6 +57,7 @@ def test_run_whose_directory_is_moved_saves_in_a_new_one_that_tells_the_truth(jo
         assert job.view().state == "finished"
 
 
+@pytest.mark.slow
 def test_crash_after_a_clean_up_of_tmp_is_followed_by_a_restart(job: Job) -> None:
     job.options = ["--save-interval", "10"]
     temporary = Path(tempfile.mkdtemp(dir="/tmp", prefix="t"))  # a socket's path must be short

@@ -37,7 +37,7 @@ def calm(tmp_path_factory):
     ("notice", "arguments"),
     [
         slow("3:step:0", ()),
-        ("3:step:1", ("--slow-rank", "0", "--pause", "0.3")),  # one rank is ahead
+        slow("3:step:1", ("--slow-rank", "0", "--pause", "0.3")),  # one rank is ahead
         slow("4:step:0", ("--pause", "1.0")),  # a long step
         slow(f"{LAST_OF_EPOCH}:step:0", ()),  # at the last batch of an epoch
         slow(f"{LAST_OF_EPOCH}:step:1", ("--workers", "0")),

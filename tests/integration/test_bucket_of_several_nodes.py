@@ -108,6 +108,7 @@ def test_machines_that_vanish_are_replaced_by_others(tmp_path: Path) -> None:
 
 
 @sharded
+@pytest.mark.one_torch
 def test_a_machine_of_a_sharded_job_brings_its_share(tmp_path: Path) -> None:
     """Two machines that have nothing continue; each needs one of two shards."""
     with Machines(tmp_path, "2") as machines:
@@ -156,6 +157,7 @@ def test_ranks_that_find_damage_take_the_checkpoint_before_together(tmp_path: Pa
         assert machines.head.view().restarts.failures == 0
 
 
+@pytest.mark.one_torch
 def test_a_crash_continues_from_memory_and_each_machine_uploads_its_part(tmp_path: Path) -> None:
     with Machines(tmp_path, "2") as machines:
         machines.start("n1", "n2")
@@ -173,6 +175,7 @@ def test_a_crash_continues_from_memory_and_each_machine_uploads_its_part(tmp_pat
         assert machines.head.view().newest_intact.tier == "bucket"
 
 
+@pytest.mark.slow
 def test_functions_continue_from_memory(tmp_path: Path) -> None:
     """In a loop of the script's own, which reads where it stands from the checkpoint."""
     with Machines(tmp_path, "2") as machines:

@@ -16,6 +16,8 @@ from tests.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "endings.md"
 LAST = 16
+
+pytestmark = pytest.mark.one_torch
 """The last step of the script's Session; it saves every five."""
 
 
@@ -106,7 +108,7 @@ def test_the_page_has_these_rows() -> None:
     assert found - others == set(ROWS)
 
 
-@pytest.mark.parametrize("what", ["exit-within", "exit-all"])
+@pytest.mark.parametrize("what", ["exit-within", slow("exit-all")])
 def test_script_that_leaves_within_a_step_is_told(tmp_path: Path, what: str) -> None:
     with ending(tmp_path, what, 1) as job:
         assert job.start().wait() == 0, job.output()

@@ -13,6 +13,8 @@ from tests.marks import slow
 
 SCRIPT = SCRIPTS / "launched.py"
 
+pytestmark = pytest.mark.one_torch
+
 
 def recorded(place: Path, launch: int, ranks: int = 2) -> list[dict[str, Any]]:
     return [json.loads((place / f"{launch}.{rank}.json").read_text()) for rank in range(ranks)]
@@ -55,7 +57,6 @@ def test_colossalai_launches_from_torch_and_slurm_variables(tmp_path: Path, by: 
     assert recorded(tmp_path, 0) == [{"rank": rank, "size": 2, "total": 3.0} for rank in (0, 1)]
 
 
-@pytest.mark.one_torch
 def test_workers_find_the_preloaded_modules_and_no_trace_of_their_import(tmp_path: Path) -> None:
     """What a module sets in the environment stays: the script would get it by importing it."""
     (tmp_path / "preloaded.py").write_text("import os\nos.environ['SET_BY_IMPORT'] = '1'\n")

@@ -15,6 +15,8 @@ from tests.job import SCRIPTS, Job
 SCRIPT = SCRIPTS / "folds.py"
 STEPS = {"main": 16, "fold0": 24, "fold1": 32}
 
+pytestmark = pytest.mark.one_torch
+
 
 def folds(place: Path, *options: str, pause: float = 0.0) -> Job:
     arguments = ["--trace", str(place / "trace"), "--digest", str(place / "digest")]

@@ -16,6 +16,7 @@ import torch
 from elastic_ckpt.checkpoint.own.seal import OwnSeal, seals
 from elastic_ckpt.jobdir.paths import JobDirectory
 from tests.job import SCRIPTS, Job, environment, survivors
+from tests.marks import slow
 
 pytestmark = pytest.mark.one_torch
 
@@ -226,7 +227,7 @@ def test_a_best_copy_and_a_resume_by_path(tmp_path: Path) -> None:
         assert "nothing was launched" in job.view().message
 
 
-@pytest.mark.parametrize("asks", ["notice", "should_save"])
+@pytest.mark.parametrize("asks", ["notice", slow("should_save")])
 def test_ranks_that_ask_leave_after_the_same_step(tmp_path: Path, asks: str) -> None:
     """Neither a loader nor a save of elastic-ckpt's: 75 if what they wrote is watched, else 76."""
     out = tmp_path / "out"

@@ -9,10 +9,13 @@ import subprocess
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.interpreters import REPOSITORY, make_environment
 from tests.job import TINY, Job, environment, kill_tree, survivors
 from tests.waiting import until
+
+pytestmark = pytest.mark.one_torch
 
 
 def test_supervisor_without_torch_runs_the_jobs_python(tmp_path: Path) -> None:

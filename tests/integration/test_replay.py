@@ -60,6 +60,7 @@ def test_a_job_with_a_crash_and_a_notice_is_equal_to_the_bit(job: Job, tmp_path:
     assert "equal to the bit" in status(job)
 
 
+@pytest.mark.one_torch
 def test_a_script_that_was_changed_differs_and_the_tensor_is_named(
     job: Job, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_script_that_was_changed_differs_and_the_tensor_is_named(
     assert "DIFFERENT at step 70, rank 1" in status(job)
 
 
+@pytest.mark.one_torch
 def test_what_cannot_be_replayed_is_one_line(job: Job, tmp_path: Path) -> None:
     job.options = ["--save-interval", "50"]
     assert job.start().wait() == 0, job.output()
@@ -98,6 +100,7 @@ def test_what_cannot_be_replayed_is_one_line(job: Job, tmp_path: Path) -> None:
     assert not list(Path(tempfile.gettempdir()).glob("elastic-ckpt-replay-*"))
 
 
+@pytest.mark.slow
 def test_a_script_that_ends_early_is_said(job: Job, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text((SCRIPTS / "steady.py").read_text())

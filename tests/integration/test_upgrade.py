@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 import elastic_ckpt
 from tests.job import SCRIPTS, Job
+
+pytestmark = pytest.mark.one_torch
 
 
 def test_job_restarts_and_ends_with_the_code_that_it_started_with(tmp_path: Path) -> None:

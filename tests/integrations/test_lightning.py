@@ -27,7 +27,7 @@ class Fit(Example):
     script = EXAMPLES / "lightning_fit.py"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 process", "2 processes"])
+@pytest.fixture(scope="module", params=[slow(1), 2], ids=["1 process", "2 processes"])
 def undisturbed(request, tmp_path_factory) -> Fit:
     with Fit(tmp_path_factory.mktemp("undisturbed"), request.param) as job:
         assert job.start().wait() == 0, job.output()

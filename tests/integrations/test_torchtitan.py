@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_own_checkpoints import OwnJob, assert_equal, undisturbed
+from tests.marks import slow
 from tests.standins import framework
 
 IS_REAL = importlib.util.find_spec("torchtitan") is not None
@@ -20,7 +21,7 @@ def titan_job(root: Path, *arguments: str) -> OwnJob:
     return job
 
 
-@pytest.mark.parametrize("mode", ["disabled", "async"])
+@pytest.mark.parametrize("mode", [slow("disabled"), "async"])
 def test_a_notice_and_a_crash_resume_to_the_bit(tmp_path: Path, mode: str) -> None:
     packages = () if IS_REAL else (framework.PLACE,)
     expected = undisturbed(

@@ -171,6 +171,7 @@ def test_job_ends_with_a_head_that_leaves_too_few(tmp_path: Path) -> None:
             assert cluster[name].wait() == 75, cluster.output()
 
 
+@pytest.mark.slow
 def test_interrupted_head_ends_the_job(tmp_path: Path) -> None:
     """Ctrl-C comes from a person, and is for the job."""
     with small_cluster(tmp_path, "1:2") as cluster:
@@ -196,6 +197,7 @@ def test_members_find_the_new_agent_of_the_head(tmp_path: Path) -> None:
         cluster.assert_each_sample_once(2)
 
 
+@pytest.mark.slow
 def test_restarted_head_leads_again(tmp_path: Path) -> None:
     with small_cluster(tmp_path, "2") as cluster:
         cluster.start("n1", "n2")
