@@ -46,7 +46,7 @@ def begin_attempt(
     disk = runtime.durable
     memory = runtime.memory if allow_memory or hands_over else None
     if isinstance(memory, NodesMemory):
-        suits = runtime.rewound_to is None and not engine.by_path
+        suits = runtime.rewound_to is None and not engine.reads_peers_files
         if suits and (not hands_over or _may_hand_over(engine, memory)):
             return _begin_on_nodes(
                 runtime, engine, step, memory, hands_over=hands_over, replaces=replaces
@@ -173,8 +173,9 @@ def _offer(
     """Take a generation for this node's share, on the rank that acts for it."""
     if not memory.acts:
         return b""
-    ranks = runtime.peers.world_size
-    size = int(_MARGIN * engine.state_bytes() * share.count / ranks)
+    # What is written by path may all be of one node's ranks, as with most of ColossalAI's plugins.
+    part = 1.0 if engine.by_path else share.count / runtime.peers.world_size
+    size = int(_MARGIN * engine.state_bytes() * part)
     held = max((one.seal.total_bytes for one in memory.own()), default=0)
     try:
         slot = memory.make_room(step, max(size, held), replaces=replaces)

@@ -7,12 +7,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import colossalai
+from colossalai.booster.plugin.gemini_plugin import GeminiCheckpointIO
+from colossalai.booster.plugin.low_level_zero_plugin import LowLevelZeroCheckpointIO
 from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
-from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPModel
-from colossalai.checkpoint_io import GeneralCheckpointIO
+from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPCheckpointIO, TorchFSDPModel
+from colossalai.checkpoint_io import (
+    GeneralCheckpointIO,
+    HybridParallelCheckpointIO,
+    MoECheckpointIO,
+)
 from colossalai.utils import safetensors as nested
 from torch import distributed
 
@@ -40,6 +46,18 @@ from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 dist: Any = distributed
 """As in :mod:`elastic_ckpt.training.ranks.peers`."""
+
+
+_ALONE: Final = (
+    TorchDDPCheckpointIO,
+    LowLevelZeroCheckpointIO,
+    TorchFSDPCheckpointIO,
+    GeminiCheckpointIO,
+)
+"""What has rank 0 write all of ColossalAI's files, and reads none of them."""
+
+_MERGING: Final = (HybridParallelCheckpointIO, MoECheckpointIO)
+"""What has rank 0 merge the indexes that other ranks wrote, if there are stages or experts."""
 
 
 class ColossalAIEngine(Engine):
@@ -85,7 +103,8 @@ class ColossalAIEngine(Engine):
             save_loss_scale(part, scale)
 
     def check(self, directory: Path, rank: int) -> None:
-        """Check that the booster left nothing out. Only rank 0 requires that it sees the index.
+        """Check that the booster left nothing out. Only rank 0 requires that it sees the index:
+        another node's memory has none, and its ranks hold the same parameters.
 
         Raises:
             SaveFailed: something is missing.
@@ -123,6 +142,14 @@ class ColossalAIEngine(Engine):
         state = getattr(optimizer, "state", None) or {}
         masters = [piece.masters for piece in self._pieces() if piece.written]
         return tensor_bytes([*self._model.parameters(), *state.values(), *masters])
+
+    @property
+    def reads_peers_files(self) -> bool:
+        """Whether rank 0 merges the indexes of stages or experts; true of unknown plugins."""
+        saver = self._booster.checkpoint_io
+        if type(saver) in _MERGING:
+            return bool(saver.pp_size > 1 or getattr(saver, "ep_size", 1) > 1)
+        return type(saver) not in _ALONE
 
     def _pieces(self) -> list[Piece]:
         return find_pieces(self._booster.plugin, self._model, self._optimizer)

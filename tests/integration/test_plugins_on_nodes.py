@@ -1,0 +1,74 @@
+"""ColossalAI on several nodes: saves go into their memory unless a rank reads others' files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("colossalai", reason="ColossalAI is not installed")
+
+from elastic_ckpt.checkpoint.verify import verify_full
+from tests.cluster import MemoryCluster
+from tests.job import SCRIPTS, Job
+from tests.marks import slow
+
+STEPS, EVERY = 60, 5
+BOOSTED = SCRIPTS / "boosted.py"
+
+
+def undisturbed(directory: Path, arguments: list[str]) -> None:
+    with Job(directory, *arguments, script=BOOSTED) as job:
+        assert job.start().wait(120) == 0, job.output()
+
+
+def results(root: Path, name: str) -> list[list]:
+    """Return what the ranks noted: the step they began at, and digests."""
+    return [json.loads((root / f"{name}.{rank}").read_text()) for rank in range(2)]
+
+
+@pytest.mark.one_torch
+@pytest.mark.parametrize(
+    ("setup", "tier"),
+    [
+        ("LowLevelZero 2 bf16", "memory"),
+        slow("TorchDDP fp32", "memory"),
+        slow("TorchFSDP fp32", "memory"),
+        slow("Gemini bf16, in chunks", "memory"),
+        slow("Hybrid tp2 bf16 (llama)", "memory"),
+        slow("Hybrid dp2 zero2 bf16 (llama)", "memory"),
+        slow("Hybrid pp2 bf16 (llama)", "disk"),
+        slow("MoE ep2 zero1 bf16 (mixtral)", "disk"),
+    ],
+)
+def test_a_killed_job_resumes_and_ends_as_an_undisturbed_one(
+    tmp_path: Path, setup: str, tier: str
+) -> None:
+    wanted = ["--setup", setup, "--steps", str(STEPS)]
+    undisturbed(tmp_path / "calm-job", [*wanted, "--results", str(tmp_path / "calm-results")])
+    with MemoryCluster(tmp_path, "2") as cluster:
+        cluster.script = BOOSTED
+        cluster.arguments = [*wanted, "--every", str(EVERY), "--calm", str(cluster.calm)]
+        cluster.arguments += ["--results", str(tmp_path / "results")]
+        cluster.start("n1", "n2")
+        cluster.head.until(lambda _: len(cluster.noted("saved")) > 1, "two saves")
+        victim = cluster.until_step(2, EVERY).workers[1]
+        assert victim.node == "n2"
+        os.kill(victim.pid, signal.SIGKILL)
+        cluster.until_training(2, beyond=1)
+        cluster.finish("n1", "n2")
+        saved, loaded = cluster.noted("saved"), cluster.noted("loaded")
+        assert saved[0]["tier"] == tier, cluster.output()  # later ones may wait for a drain
+        assert len(loaded) == 1, cluster.output()
+        newest = max(one["step"] for one in saved if one["step"] <= loaded[0]["step"])
+        assert (loaded[0]["step"], loaded[0]["tier"]) == (newest, tier), cluster.output()
+        assert not cluster.noted("drain_failed"), cluster.output()
+        assert bool(cluster.noted("drained")) == (tier == "memory")
+        for path in cluster.head.checkpoints():
+            verify_full(path)
+    found, expected = results(tmp_path, "results"), results(tmp_path, "calm-results")
+    assert [one[0] for one in found] == [loaded[0]["step"]] * 2
+    assert [one[1] for one in found] == [one[1] for one in expected]
