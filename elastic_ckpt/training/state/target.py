@@ -110,7 +110,7 @@ _Offers = msgspec.json.Decoder(_Offer)
 
 def _may_hand_over(engine: Engine, memory: NodesMemory) -> bool:
     """Return whether nodes keep anything for others, and fewer ranks could load it."""
-    return memory.replicas > 0 and engine.info.name == RESHARDING
+    return memory.replicas > 0 and engine.info.name in RESHARDING
 
 
 def _begin_on_nodes(

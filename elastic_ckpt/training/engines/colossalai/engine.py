@@ -14,11 +14,7 @@ from colossalai.booster.plugin.gemini_plugin import GeminiCheckpointIO
 from colossalai.booster.plugin.low_level_zero_plugin import LowLevelZeroCheckpointIO
 from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
 from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPCheckpointIO, TorchFSDPModel
-from colossalai.checkpoint_io import (
-    GeneralCheckpointIO,
-    HybridParallelCheckpointIO,
-    MoECheckpointIO,
-)
+from colossalai.checkpoint_io import GeneralCheckpointIO, HybridParallelCheckpointIO
 from colossalai.utils import safetensors as nested
 from torch import distributed
 
@@ -55,9 +51,6 @@ _ALONE: Final = (
     GeminiCheckpointIO,
 )
 """What has rank 0 write all of ColossalAI's files, and reads none of them."""
-
-_MERGING: Final = (HybridParallelCheckpointIO, MoECheckpointIO)
-"""What has rank 0 merge the indexes that other ranks wrote, if there are stages or experts."""
 
 
 class ColossalAIEngine(Engine):
@@ -147,8 +140,8 @@ class ColossalAIEngine(Engine):
     def reads_peers_files(self) -> bool:
         """Whether rank 0 merges the indexes of stages or experts; true of unknown plugins."""
         saver = self._booster.checkpoint_io
-        if type(saver) in _MERGING:
-            return bool(saver.pp_size > 1 or getattr(saver, "ep_size", 1) > 1)
+        if type(saver) is HybridParallelCheckpointIO:
+            return bool(saver.pp_size > 1)
         return type(saver) not in _ALONE
 
     def _pieces(self) -> list[Piece]:
