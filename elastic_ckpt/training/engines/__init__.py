@@ -104,7 +104,8 @@ class Engine(Protocol):
     def state_bytes(self) -> int:
         """Return about how many bytes a save of all ranks writes. Not collective.
 
-        Rank 0 calls it before each save, to see whether the memory tier or the disk has room.
+        Rank 0 calls it before each save, to see whether the memory tier or the disk has room; on
+        several nodes one rank of each does.
         """
         ...
 

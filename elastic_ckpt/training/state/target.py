@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import Final
 
 import msgspec
@@ -13,7 +14,7 @@ from elastic_ckpt.checkpoint.nodes.pairs import may_hand_over
 from elastic_ckpt.checkpoint.nodes.reading import RESHARDING
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, new_identity
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
-from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.errors import ElasticCkptError, UsageError
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.ranks.rank_errors import as_failure
 from elastic_ckpt.training.runtime import Runtime
@@ -36,13 +37,17 @@ def begin_attempt(
     hands_over: bool = False,
     replaces: bool = False,
 ) -> Attempt:
-    """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
-    on every rank if the disk has no room, or does not answer.
+    """Begin a save: in memory if there is a tier with room, else on disk. Collective.
 
     Args:
         hands_over: nodes may leave after it: in memory only if others keep what these have.
         replaces: as the memory tier's.
+
+    Raises:
+        StorageFailed: on every rank: the disk has no room, or does not answer.
+        UsageError: on every rank: the engine needs a directory that all nodes share.
     """
+    _check_suits(runtime, engine)
     disk = runtime.durable
     memory = runtime.memory if allow_memory or hands_over else None
     if isinstance(memory, NodesMemory):
@@ -79,6 +84,16 @@ def begin_attempt(
         return begun
     ref = Ref.decode(told)
     return tiers[ref.tier].join(ref)
+
+
+def _check_suits(runtime: Runtime, engine: Engine) -> None:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    apart = runtime.bucket is not None and runtime.peers.world_size != local
+    if apart and engine.reads_peers_files:
+        raise UsageError(
+            f"{engine.info.plugin or engine.info.name} reads files that ranks of other nodes "
+            "write, and nodes with a bucket share no directory: use a --dir that they share"
+        )
 
 
 def _prepare(runtime: Runtime) -> None:

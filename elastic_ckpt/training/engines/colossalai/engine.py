@@ -21,7 +21,7 @@ from torch import distributed
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
-from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
+from elastic_ckpt.training.engines import Engine, EngineInputs
 from elastic_ckpt.training.engines.colossalai import coverage
 from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 from elastic_ckpt.training.engines.colossalai.loss_scale import (
@@ -38,6 +38,7 @@ from elastic_ckpt.training.engines.colossalai.masters import (
 from elastic_ckpt.training.engines.colossalai.replica_writers import ReplicaWriters, count_writers
 from elastic_ckpt.training.engines.colossalai.torch_archive import torch_save_through
 from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler, weights_only
+from elastic_ckpt.training.engines.colossalai.whole_size import whole_bytes
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 dist: Any = distributed
@@ -130,11 +131,8 @@ class ColossalAIEngine(Engine):
         return "; ".join(filter(None, lost))
 
     def state_bytes(self) -> int:
-        """Count this rank's tensors; exact if every rank holds the whole state."""
-        optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
-        state = getattr(optimizer, "state", None) or {}
-        masters = [piece.masters for piece in self._pieces() if piece.written]
-        return tensor_bytes([*self._model.parameters(), *state.values(), *masters])
+        """Count this rank's tensors, and as many for each rank that holds other shards."""
+        return whole_bytes(self._booster.plugin, self._model, self._optimizer, self._pieces())
 
     @property
     def reads_peers_files(self) -> bool:

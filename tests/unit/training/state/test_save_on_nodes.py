@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,13 @@ from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.checkpoint.memory import tier as memory_tier
 from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
-from elastic_ckpt.errors import StorageFailed
+from elastic_ckpt.errors import StorageFailed, UsageError
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.ranks.peers import Peers
 from elastic_ckpt.training.state import save
-from elastic_ckpt.training.state.target import begin_attempt
+from elastic_ckpt.training.state.target import _check_suits, begin_attempt
 from tests.checkpoints import make_header, open_job
 
 STATE_BYTES = 1_000_000
@@ -106,7 +107,7 @@ def saves(job: JobDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def make_runtime(job: JobDirectory, place: Path, peers: Peers) -> Any:
     share = Share(peers.rank, 1, f"n{peers.rank}", 1)
     return SimpleNamespace(
-        peers=peers, job=job, durable=DiskTier(job), rewound_to=None, last_bytes=None,
+        peers=peers, job=job, bucket=None, durable=DiskTier(job), rewound_to=None, last_bytes=None,
         memory=NodesMemory(tier_of(place, peers.rank), share, acts=True), memory_problem="",
         say=lambda _: None, state=dict, retain=SimpleNamespace(rule=Retention()),
     )  # fmt: skip
@@ -185,3 +186,26 @@ def test_a_path_that_two_nodes_wrote_is_refused_and_nothing_is_sealed(
     assert [str(one) for one in results] == [expected] * 2
     assert all(isinstance(one, StorageFailed) for one in results)
     assert [sealed(tmp_path, rank) for rank in range(2)] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("has_bucket", "local", "reads_peers_files", "refused"),
+    [
+        (True, "1", True, True),
+        (True, "1", False, False),
+        (True, "2", True, False),
+        (False, "1", True, False),
+    ],
+)
+def test_nodes_without_a_common_directory_cannot_read_each_others_files(
+    monkeypatch: pytest.MonkeyPatch, has_bucket: bool, local: str,
+    reads_peers_files: bool, refused: bool,
+) -> None:  # fmt: skip
+    """Rank 0 would merge the indexes of its own node alone, and nothing could be loaded."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    runtime: Any = SimpleNamespace(
+        bucket=object() if has_bucket else None, peers=SimpleNamespace(world_size=2)
+    )
+    engine = Writes((), (), reads_peers_files=reads_peers_files)
+    with pytest.raises(UsageError, match="share no directory") if refused else nullcontext():
+        _check_suits(runtime, engine)
