@@ -72,3 +72,25 @@ def test_a_killed_job_resumes_and_ends_as_an_undisturbed_one(
     found, expected = results(tmp_path, "results"), results(tmp_path, "calm-results")
     assert [one[0] for one in found] == [loaded[0]["step"]] * 2
     assert [one[1] for one in found] == [one[1] for one in expected]
+
+
+@pytest.mark.one_torch
+@pytest.mark.slow
+def test_the_node_that_stays_loads_from_memory_what_both_saved(tmp_path: Path) -> None:
+    """On one rank in place of two: the lost node's share is in its peer's memory."""
+    with MemoryCluster(tmp_path, "1:2") as cluster:
+        cluster.script = BOOSTED
+        cluster.arguments = ["--setup", "LowLevelZero 2 bf16", "--steps", str(STEPS)]
+        cluster.arguments += ["--every", str(EVERY), "--calm", str(cluster.calm)]
+        cluster.arguments += ["--results", str(tmp_path / "results")]
+        cluster.start("n1", "n2")
+        cluster.head.until(lambda _: len(cluster.noted("replicated")) >= 2, "two replicas")
+        cluster.lose("n2")
+        kept = max(one["step"] for one in cluster.noted("replicated"))
+        cluster.until_training(1, beyond=1)
+        cluster.finish("n1")
+        loaded = [(one["step"] >= kept, one["tier"]) for one in cluster.noted("loaded")]
+        assert loaded == [(True, "memory")], cluster.output()
+        assert not cluster.noted("inexact"), cluster.output()
+        for path in cluster.head.checkpoints():
+            verify_full(path)
