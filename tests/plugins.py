@@ -317,6 +317,13 @@ def digest(tensors: Any) -> str:
     return found.hexdigest()
 
 
+def train_undisturbed(rank: int, setup: Setup, first: int, last: int) -> dict[str, Any]:
+    """Return the state after the steps from ``first`` up to ``last``."""
+    built = build(setup)
+    train(built, first, last)
+    return digests(built)
+
+
 def train_and_save(rank: int, setup: Setup, directory: str, leave_out: str = "") -> Any:
     """Train and save in the middle; return the state at the save and at the end."""
     from elastic_ckpt import save_checkpoint

@@ -13,21 +13,21 @@ pytest.importorskip("colossalai", reason="ColossalAI is not installed")
 
 from elastic_ckpt.checkpoint.verify import verify_full
 from tests.cluster import MemoryCluster
-from tests.job import SCRIPTS, Job
+from tests.integration.ranks import run_ranks
+from tests.job import SCRIPTS
 from tests.marks import slow
+from tests.plugins import named, train_undisturbed
 
 STEPS, EVERY = 60, 5
-BOOSTED = SCRIPTS / "boosted.py"
 
 
-def undisturbed(directory: Path, arguments: list[str]) -> None:
-    with Job(directory, *arguments, script=BOOSTED) as job:
-        assert job.start().wait(120) == 0, job.output()
-
-
-def results(root: Path, name: str) -> list[list]:
-    """Return what the ranks noted: the step they began at, and digests."""
-    return [json.loads((root / f"{name}.{rank}").read_text()) for rank in range(2)]
+def boosted(root: Path, nnodes: str, setup: str) -> MemoryCluster:
+    """Return a cluster that trains a setup; each rank notes the step it began at, and digests."""
+    cluster = MemoryCluster(root, nnodes)
+    cluster.script = SCRIPTS / "boosted.py"
+    cluster.arguments = ["--setup", setup, "--steps", str(STEPS), "--every", str(EVERY)]
+    cluster.arguments += ["--calm", str(cluster.calm), "--results", str(root / "results")]
+    return cluster
 
 
 @pytest.mark.one_torch
@@ -47,12 +47,7 @@ def results(root: Path, name: str) -> list[list]:
 def test_a_killed_job_resumes_and_ends_as_an_undisturbed_one(
     tmp_path: Path, setup: str, tier: str
 ) -> None:
-    wanted = ["--setup", setup, "--steps", str(STEPS)]
-    undisturbed(tmp_path / "calm-job", [*wanted, "--results", str(tmp_path / "calm-results")])
-    with MemoryCluster(tmp_path, "2") as cluster:
-        cluster.script = BOOSTED
-        cluster.arguments = [*wanted, "--every", str(EVERY), "--calm", str(cluster.calm)]
-        cluster.arguments += ["--results", str(tmp_path / "results")]
+    with boosted(tmp_path, "2", setup) as cluster:
         cluster.start("n1", "n2")
         cluster.head.until(lambda _: len(cluster.noted("saved")) > 1, "two saves")
         victim = cluster.until_step(2, EVERY).workers[1]
@@ -69,20 +64,16 @@ def test_a_killed_job_resumes_and_ends_as_an_undisturbed_one(
         assert bool(cluster.noted("drained")) == (tier == "memory")
         for path in cluster.head.checkpoints():
             verify_full(path)
-    found, expected = results(tmp_path, "results"), results(tmp_path, "calm-results")
-    assert [one[0] for one in found] == [loaded[0]["step"]] * 2
-    assert [one[1] for one in found] == [one[1] for one in expected]
+    undisturbed = run_ranks(train_undisturbed, 2, named(setup), 1, STEPS + 1)
+    noted = [json.loads((tmp_path / f"results.{rank}").read_text()) for rank in range(2)]
+    assert noted == [[loaded[0]["step"], state] for state in undisturbed]
 
 
 @pytest.mark.one_torch
 @pytest.mark.slow
 def test_the_node_that_stays_loads_from_memory_what_both_saved(tmp_path: Path) -> None:
     """On one rank in place of two: the lost node's share is in its peer's memory."""
-    with MemoryCluster(tmp_path, "1:2") as cluster:
-        cluster.script = BOOSTED
-        cluster.arguments = ["--setup", "LowLevelZero 2 bf16", "--steps", str(STEPS)]
-        cluster.arguments += ["--every", str(EVERY), "--calm", str(cluster.calm)]
-        cluster.arguments += ["--results", str(tmp_path / "results")]
+    with boosted(tmp_path, "1:2", "LowLevelZero 2 bf16") as cluster:
         cluster.start("n1", "n2")
         cluster.head.until(lambda _: len(cluster.noted("replicated")) >= 2, "two replicas")
         cluster.lose("n2")
