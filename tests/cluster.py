@@ -1,14 +1,16 @@
 """Several nodes of one job, each with a supervisor of its own."""
 
 import json
+import shutil
 import signal
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
-from tests.job import SCRIPTS, Job, is_tracker
+from tests.job import MEMORY, SCRIPTS, Job, is_tracker
 from tests.ports import free_port
 
 STEADY = SCRIPTS / "steady.py"
@@ -177,8 +179,34 @@ class Cluster:
             assert set(counter) == set(range(SIZE))
             assert counter.total() - SIZE < ranks
 
+    def noted(self, kind: str) -> list[dict]:
+        """Return the data of the head's events of a kind, in order."""
+        found = [one["data"] for one in self.head.events() if one["event"] == kind]
+        return [one for one in found if not one.get("follows")]
+
     def output(self) -> str:
         return "\n".join(f"== {name}\n{node.output()}" for name, node in self.nodes.items())
+
+
+class MemoryCluster(Cluster):
+    """Nodes that have memory of their own each, as machines have."""
+
+    def __enter__(self) -> "MemoryCluster":
+        self.memory = Path(tempfile.mkdtemp(dir=MEMORY))
+        return self
+
+    def __exit__(self, *failed) -> None:
+        try:
+            super().__exit__(*failed)
+        finally:
+            shutil.rmtree(self.memory)
+
+    def make(self, name: str) -> Node:
+        node = super().make(name)
+        node.memory = self.memory / name
+        node.memory.mkdir(exist_ok=True)
+        node.options += ["--memory-dir", str(node.memory)]
+        return node
 
 
 def small_cluster(root: Path, nnodes: str, *options: str, nproc: int = 1) -> Cluster:

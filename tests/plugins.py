@@ -317,15 +317,26 @@ def digest(tensors: Any) -> str:
     return found.hexdigest()
 
 
+def train_undisturbed(rank: int, setup: Setup, first: int, last: int) -> dict[str, Any]:
+    """Return the state after the steps from ``first`` up to ``last``."""
+    built = build(setup)
+    train(built, first, last)
+    return digests(built)
+
+
 def train_and_save(rank: int, setup: Setup, directory: str, leave_out: str = "") -> Any:
     """Train and save in the middle; return the state at the save and at the end."""
     from elastic_ckpt import save_checkpoint
+    from elastic_ckpt.training.engines import EngineInputs, make_engine
 
     built = build(setup, leave_out=leave_out)
     train(built, 0, STEPS)
     at_save = digests(built)
     with quiet():
         save_checkpoint(directory, *built.state, 0, STEPS, BATCH, None)
+    foretold = make_engine(EngineInputs(*built.state)).state_bytes()
+    written = written_bytes(Path(directory) / f"epoch-0_step-{STEPS}")
+    assert 0.8 * written < foretold < 1.5 * written, (foretold, written)
     train(built, STEPS, 2 * STEPS)
     return at_save, digests(built)
 
@@ -393,6 +404,20 @@ def _shards(place: Path) -> dict[Any, Any]:
     for name in set(json.loads(index.read_text())["weight_map"].values()):
         found |= torch.load(place / name, weights_only=True)
     return found
+
+
+def written_bytes(checkpoint: Path) -> int:
+    """Return the bytes of all tensors of weights, optimizer and masters."""
+    import safetensors.torch
+
+    from elastic_ckpt.training.engines import tensor_bytes
+
+    masters = [
+        safetensors.torch.load_file(path)
+        for path in (checkpoint / "precision").glob("masters-*.safetensors")
+    ]
+    kinds = (_shards(checkpoint / kind) for kind in ("modeling", "optimizer"))
+    return tensor_bytes([*masters, *kinds])
 
 
 def _weights(checkpoint: Path) -> dict[str, str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +12,7 @@ from elastic_ckpt.cli.status.view import StatusView
 from elastic_ckpt.jobdir.node_record import job_records
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.protocol.board import Board
-from tests.cluster import EPOCHS, SIZE, Cluster, Node
-from tests.job import MEMORY
+from tests.cluster import EPOCHS, SIZE, Cluster, MemoryCluster, Node
 
 INTERVAL = 40
 SLOW_DISK = Path(__file__).parents[1] / "standins" / "slow_disk"
@@ -23,40 +20,27 @@ SLOW_DISK = Path(__file__).parents[1] / "standins" / "slow_disk"
 pytestmark = pytest.mark.hosts
 
 
-class SlowCluster(Cluster):
-    """Nodes whose disk is slow; each has memory of its own."""
+class SlowCluster(MemoryCluster):
+    """Nodes whose disk is slow."""
 
-    def __init__(self, root: Path, memory: Path) -> None:
+    def __init__(self, root: Path) -> None:
         arguments = ("--epochs", str(EPOCHS), "--size", str(SIZE), "--pause", "0.12")
         super().__init__(root, "1:3", *arguments, options=("--save-interval", str(INTERVAL)))
-        self.memory = memory
 
     def make(self, name: str) -> Node:
         node = super().make(name)
         node.packages = [SLOW_DISK]
-        node.memory = self.memory / name
-        node.memory.mkdir(exist_ok=True)
-        node.options += ["--memory-dir", str(node.memory)]
         return node
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[SlowCluster]:
-    memory = Path(tempfile.mkdtemp(dir=MEMORY))
-    try:
-        with SlowCluster(tmp_path, memory) as made:
-            yield made
-    finally:
-        shutil.rmtree(memory)
-
-
-def events(cluster: Cluster, kind: str) -> list[dict]:
-    found = [one for one in cluster.head.events() if one["event"] == kind]
-    return [one["data"] for one in found if not one["data"].get("follows")]
+    with SlowCluster(tmp_path) as made:
+        yield made
 
 
 def steps(cluster: Cluster, kind: str) -> list[int]:
-    return [one["step"] for one in events(cluster, kind)]
+    return [one["step"] for one in cluster.noted(kind)]
 
 
 def hands_over(cluster: Cluster) -> bool:
@@ -67,7 +51,7 @@ def hands_over(cluster: Cluster) -> bool:
 def is_calm(cluster: Cluster, view: StatusView) -> bool:
     """Whether the disk has all that was saved, the head knows that it is slow, and no save on the
     interval is near."""
-    in_memory = [one["step"] for one in events(cluster, "saved") if one["tier"] == "memory"]
+    in_memory = [one["step"] for one in cluster.noted("saved") if one["tier"] == "memory"]
     is_drained = in_memory == steps(cluster, "drained") != []
     is_far = all(worker.step % INTERVAL < INTERVAL / 2 for worker in view.workers)
     return is_drained and is_far and hands_over(cluster)
@@ -86,7 +70,7 @@ def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_kille
     cluster["n2"].process.send_signal(signal.SIGTERM)
     assert cluster["n2"].wait(50) == 75, cluster.output()
     drained = steps(cluster, "drained")
-    saved = events(cluster, "saved")[-1]
+    saved = cluster.noted("saved")[-1]
     step = saved["step"]
     assert (saved["reason"], saved["tier"]) == ("emergency", "memory"), cluster.output()
     assert step not in drained
@@ -97,7 +81,7 @@ def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_kille
         assert step not in steps(cluster, "drained")
         cluster.start("n1")
     cluster.until_training(1, beyond=1)
-    loaded = events(cluster, "loaded")[-1]
+    loaded = cluster.noted("loaded")[-1]
     assert (loaded["step"], loaded["tier"]) == (step, "memory"), cluster.output()
     cluster.head.until(lambda _: step in steps(cluster, "drained"), "the drain, which is owed")
     cluster.finish("n1")
@@ -110,16 +94,16 @@ def test_two_of_three_leave_at_once(cluster: SlowCluster) -> None:
     job goes on where they stopped."""
     cluster.start("n1", "n2", "n3")
     cluster.until_training(3)
-    before = len(events(cluster, "saved"))
+    before = len(cluster.noted("saved"))
     cluster.head.until(
-        lambda view: len(events(cluster, "saved")) > before and is_calm(cluster, view), "a drain"
+        lambda view: len(cluster.noted("saved")) > before and is_calm(cluster, view), "a drain"
     )
     for name in ("n2", "n3"):
         cluster[name].process.send_signal(signal.SIGTERM)
     assert [cluster[name].wait(60) for name in ("n2", "n3")] == [75, 75], cluster.output()
-    saved = events(cluster, "saved")[-1]
+    saved = cluster.noted("saved")[-1]
     cluster.until_training(1, beyond=cluster.head.view().incarnation - 1)
-    cluster.head.until(lambda _: events(cluster, "loaded")[-1]["step"] == saved["step"], "a load")
+    cluster.head.until(lambda _: cluster.noted("loaded")[-1]["step"] == saved["step"], "a load")
     cluster.finish("n1")
     cluster.assert_each_sample_once(3)
 
@@ -133,11 +117,11 @@ def test_no_node_that_stays_answers_so_the_disk_gets_it(cluster: SlowCluster) ->
     try:
         cluster["n2"].process.send_signal(signal.SIGTERM)
         cluster["n2"].until(
-            lambda _: events(cluster, "saved")[-1]["reason"] == "emergency", "an emergency save"
+            lambda _: cluster.noted("saved")[-1]["reason"] == "emergency", "an emergency save"
         )
     finally:
         cluster["n1"].process.send_signal(signal.SIGCONT)
-    assert events(cluster, "saved")[-1]["tier"] == "disk", cluster.output()
+    assert cluster.noted("saved")[-1]["tier"] == "disk", cluster.output()
     assert cluster["n2"].wait(50) == 75, cluster.output()
     assert "saving to the disk instead" in cluster["n1"].output()
     cluster.until_training(1, beyond=1)

@@ -26,8 +26,8 @@ from elastic_ckpt.util.files import remove_tree
 from elastic_ckpt.util.progress import Watch
 from elastic_ckpt.util.units import human_bytes
 
-RESHARDING: Final = "torch"
-"""The engine of which another number of ranks can load what is in memory."""
+RESHARDING: Final = ("torch", "colossalai")
+"""The engines of which another number of ranks can load what several nodes have in memory."""
 
 _FLOWS: Final = 8
 """Pieces on their way to a node at once."""
@@ -213,7 +213,7 @@ def _with_chunks(entry: FileEntry) -> FileEntry:
 
 def can_load(header: SealHeader, world_size: int) -> bool:
     """Return whether this number of ranks can load a checkpoint from memory."""
-    return header.world_size == world_size or header.engine.name == RESHARDING
+    return header.world_size == world_size or header.engine.name in RESHARDING
 
 
 def brought(root: Path) -> Path:

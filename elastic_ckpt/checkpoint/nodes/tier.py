@@ -270,6 +270,17 @@ class SharesAttempt(MemoryAttempt):
         if seal is not None:
             self._generation.note_keeper(seal, host)
 
+    def find_twin(self, paths: Iterable[Iterable[str]]) -> tuple[str, int] | None:
+        """Return a path of which two nodes have a file each, and a rank of the later node; None
+        without one. ``paths`` are each rank's, which may have those of all ranks of its node."""
+        holders: dict[str, int] = {}
+        for rank, names in enumerate(paths):
+            node = next(one.first for one in self._shares if rank in one.ranks)
+            for name in names:
+                if holders.setdefault(name, node) != node:
+                    return name, rank
+        return None
+
     def part(self, rank: int) -> SharesPart:
         return SharesPart(self._generation, rank, self._mappings)
 

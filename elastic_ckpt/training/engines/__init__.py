@@ -44,7 +44,7 @@ class EngineInputs:
 class Engine(Protocol):
     """Saves and loads the state of a script's model, optimizer and scheduler.
 
-    An engine has eight members. A class that derives from this one defines four of them: ``info``,
+    An engine has nine members. A class that derives from this one defines four of them: ``info``,
     ``save``, ``load`` and ``state_bytes``. It is constructed with :class:`EngineInputs`, on every
     rank: once by a ``Session``, at each call by ``save_checkpoint`` and ``load_checkpoint``.
 
@@ -104,7 +104,8 @@ class Engine(Protocol):
     def state_bytes(self) -> int:
         """Return about how many bytes a save of all ranks writes. Not collective.
 
-        Rank 0 calls it before each save, to see whether the memory tier or the disk has room.
+        Rank 0 calls it before each save, to see whether the memory tier or the disk has room; on
+        several nodes one rank of each does.
         """
         ...
 
@@ -122,6 +123,13 @@ class Engine(Protocol):
     def by_path(self) -> bool:
         """Whether ``save`` may create files otherwise than through ``part``, which then have to be
         searched for. It must be the same on every rank; True by default."""
+        return True
+
+    @property
+    def reads_peers_files(self) -> bool:
+        """Whether ``save`` or ``check`` on a rank reads files that other ranks wrote. If not, saves
+        of several nodes go into their memory: below ``directory`` each node has its ranks' files
+        alone. It must be the same on every rank; True by default."""
         return True
 
     @property

@@ -38,6 +38,7 @@ from elastic_ckpt.training.state.target import begin_attempt
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.training.tensors.state_codec import write_state
 from elastic_ckpt.util.files import files_below
+from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -310,6 +311,8 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
     unclaimed = _Owners.decode(peers.tell("owners", msgspec.json.encode(owners)))[peers.rank]
 
     def part() -> bytes:
+        if isinstance(target, SharesAttempt):
+            _refuse_twins(target, map(_Paths.decode, taken.written), map(_Paths.decode, seen))
         for path in unclaimed:
             taken.writer.claim(path)
         header = taken.header if peers.is_leader else None
@@ -328,6 +331,17 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
     if keeper is not None and isinstance(target, SharesAttempt):
         target.note_keeper(keeper.host)
     return files, sealed
+
+
+def _refuse_twins(
+    target: SharesAttempt, written: Iterable[list[str]], seen: Iterable[list[str]]
+) -> None:
+    """Raise StorageFailed if two nodes have a file each of one path, which a directory that they
+    share has once: the disk gets the save. On other ranks than the leader nothing is known."""
+    paths = [[*own, *found] for own, found in zip(written, seen, strict=True)]
+    if twin := target.find_twin(paths):
+        path, rank = twin
+        raise StorageFailed(rank, f"{printable(path, 200)} was written on another node as well")
 
 
 def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:

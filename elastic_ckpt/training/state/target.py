@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import Final
 
 import msgspec
@@ -13,7 +14,7 @@ from elastic_ckpt.checkpoint.nodes.pairs import may_hand_over
 from elastic_ckpt.checkpoint.nodes.reading import RESHARDING
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, new_identity
 from elastic_ckpt.checkpoint.tier import Attempt, Ref, Tier, TierBusy, TierFull
-from elastic_ckpt.errors import ElasticCkptError
+from elastic_ckpt.errors import ElasticCkptError, UsageError
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.ranks.rank_errors import as_failure
 from elastic_ckpt.training.runtime import Runtime
@@ -36,17 +37,21 @@ def begin_attempt(
     hands_over: bool = False,
     replaces: bool = False,
 ) -> Attempt:
-    """Begin a save: in memory if there is a tier with room, else on disk. Collective. StorageFailed
-    on every rank if the disk has no room, or does not answer.
+    """Begin a save: in memory if there is a tier with room, else on disk. Collective.
 
     Args:
         hands_over: nodes may leave after it: in memory only if others keep what these have.
         replaces: as the memory tier's.
+
+    Raises:
+        StorageFailed: on every rank: the disk has no room, or does not answer.
+        UsageError: on every rank: the engine needs a directory that all nodes share.
     """
+    _check_suits(runtime, engine)
     disk = runtime.durable
     memory = runtime.memory if allow_memory or hands_over else None
     if isinstance(memory, NodesMemory):
-        suits = runtime.rewound_to is None and not engine.by_path
+        suits = runtime.rewound_to is None and not engine.reads_peers_files
         if suits and (not hands_over or _may_hand_over(engine, memory)):
             return _begin_on_nodes(
                 runtime, engine, step, memory, hands_over=hands_over, replaces=replaces
@@ -81,6 +86,16 @@ def begin_attempt(
     return tiers[ref.tier].join(ref)
 
 
+def _check_suits(runtime: Runtime, engine: Engine) -> None:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    apart = runtime.bucket is not None and runtime.peers.world_size != local
+    if apart and engine.reads_peers_files:
+        raise UsageError(
+            f"{engine.info.plugin or engine.info.name} reads files that ranks of other nodes "
+            "write, and nodes with a bucket share no directory: use a --dir that they share"
+        )
+
+
 def _prepare(runtime: Runtime) -> None:
     if not runtime.job.attempts.is_dir():
         runtime.fence.check_place()
@@ -110,7 +125,7 @@ _Offers = msgspec.json.Decoder(_Offer)
 
 def _may_hand_over(engine: Engine, memory: NodesMemory) -> bool:
     """Return whether nodes keep anything for others, and fewer ranks could load it."""
-    return memory.replicas > 0 and engine.info.name == RESHARDING
+    return memory.replicas > 0 and engine.info.name in RESHARDING
 
 
 def _begin_on_nodes(
@@ -173,8 +188,9 @@ def _offer(
     """Take a generation for this node's share, on the rank that acts for it."""
     if not memory.acts:
         return b""
-    ranks = runtime.peers.world_size
-    size = int(_MARGIN * engine.state_bytes() * share.count / ranks)
+    # What is written by path may all be of one node's ranks, as with most of ColossalAI's plugins.
+    part = 1.0 if engine.by_path else share.count / runtime.peers.world_size
+    size = int(_MARGIN * engine.state_bytes() * part)
     held = max((one.seal.total_bytes for one in memory.own()), default=0)
     try:
         slot = memory.make_room(step, max(size, held), replaces=replaces)

@@ -7,19 +7,21 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import colossalai
+from colossalai.booster.plugin.gemini_plugin import GeminiCheckpointIO
+from colossalai.booster.plugin.low_level_zero_plugin import LowLevelZeroCheckpointIO
 from colossalai.booster.plugin.torch_ddp_plugin import TorchDDPCheckpointIO
-from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPModel
-from colossalai.checkpoint_io import GeneralCheckpointIO
+from colossalai.booster.plugin.torch_fsdp_plugin import TorchFSDPCheckpointIO, TorchFSDPModel
+from colossalai.checkpoint_io import GeneralCheckpointIO, HybridParallelCheckpointIO
 from colossalai.utils import safetensors as nested
 from torch import distributed
 
 from elastic_ckpt.checkpoint.manifest import EngineInfo
 from elastic_ckpt.checkpoint.tier import Part
 from elastic_ckpt.errors import CheckpointError, CheckpointRejected, SaveFailed
-from elastic_ckpt.training.engines import Engine, EngineInputs, tensor_bytes
+from elastic_ckpt.training.engines import Engine, EngineInputs
 from elastic_ckpt.training.engines.colossalai import coverage
 from elastic_ckpt.training.engines.colossalai.cpu_shim import patch_loads
 from elastic_ckpt.training.engines.colossalai.loss_scale import (
@@ -36,10 +38,20 @@ from elastic_ckpt.training.engines.colossalai.masters import (
 from elastic_ckpt.training.engines.colossalai.replica_writers import ReplicaWriters, count_writers
 from elastic_ckpt.training.engines.colossalai.torch_archive import torch_save_through
 from elastic_ckpt.training.engines.colossalai.weights_only import PlainUnpickler, weights_only
+from elastic_ckpt.training.engines.colossalai.whole_size import whole_bytes
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 
 dist: Any = distributed
 """As in :mod:`elastic_ckpt.training.ranks.peers`."""
+
+
+_ALONE: Final = (
+    TorchDDPCheckpointIO,
+    LowLevelZeroCheckpointIO,
+    TorchFSDPCheckpointIO,
+    GeminiCheckpointIO,
+)
+"""What has rank 0 write all of ColossalAI's files, and reads none of them."""
 
 
 class ColossalAIEngine(Engine):
@@ -85,7 +97,8 @@ class ColossalAIEngine(Engine):
             save_loss_scale(part, scale)
 
     def check(self, directory: Path, rank: int) -> None:
-        """Check that the booster left nothing out. Only rank 0 requires that it sees the index.
+        """Check that the booster left nothing out. Only rank 0 requires that it sees the index:
+        another node's memory has none, and its ranks hold the same parameters.
 
         Raises:
             SaveFailed: something is missing.
@@ -118,11 +131,16 @@ class ColossalAIEngine(Engine):
         return "; ".join(filter(None, lost))
 
     def state_bytes(self) -> int:
-        """Count this rank's tensors; exact if every rank holds the whole state."""
-        optimizer = getattr(self._optimizer, "optim", self._optimizer)  # a wrapper has no state
-        state = getattr(optimizer, "state", None) or {}
-        masters = [piece.masters for piece in self._pieces() if piece.written]
-        return tensor_bytes([*self._model.parameters(), *state.values(), *masters])
+        """Count this rank's tensors, and as many for each rank that holds other shards."""
+        return whole_bytes(self._booster.plugin, self._model, self._optimizer, self._pieces())
+
+    @property
+    def reads_peers_files(self) -> bool:
+        """Whether rank 0 merges the indexes of stages or experts; true of unknown plugins."""
+        saver = self._booster.checkpoint_io
+        if type(saver) is HybridParallelCheckpointIO:
+            return bool(saver.pp_size > 1)
+        return type(saver) not in _ALONE
 
     def _pieces(self) -> list[Piece]:
         return find_pieces(self._booster.plugin, self._model, self._optimizer)

@@ -96,6 +96,11 @@ class TorchEngine(Engine):
         return type(self) is not TorchEngine
 
     @property
+    def reads_peers_files(self) -> bool:
+        """False: no file is read. True if a subclass may save in its own way."""
+        return type(self) is not TorchEngine
+
+    @property
     def overlaps(self) -> bool:
         """Whether the parameters are on a device."""
         return self._named and any(is_on_device(one) for one in self._model.parameters())
