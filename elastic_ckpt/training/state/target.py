@@ -91,7 +91,7 @@ def _check_suits(runtime: Runtime, engine: Engine) -> None:
     apart = runtime.bucket is not None and runtime.peers.world_size != local
     if apart and engine.reads_peers_files:
         raise UsageError(
-            f"{engine.info.plugin or engine.info.name} reads files that ranks of other nodes "
+            f"{engine.info.plugin or engine.info.name} may read what ranks of other nodes "
             "write, and nodes with a bucket share no directory: use a --dir that they share"
         )
 
