@@ -16,6 +16,7 @@ from functools import partial
 from elastic_ckpt import __version__
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
+from elastic_ckpt.checkpoint.nodes.server import MemoryServer
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, RunLocks
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -159,6 +160,7 @@ class Handed:
         taken: the run that this node takes the place of; None if it follows.
         agent: its agent, without workers; None if it had none.
         check: this node's; None if it needs none.
+        server: what serves its memory; None if where the shares are is not known any more.
     """
 
     board: Board
@@ -167,6 +169,7 @@ class Handed:
     check: NodeCheck | None
     taken: Leader | None = None
     agent: AgentProcess | None = None
+    server: MemoryServer | None = None
 
     @classmethod
     def of(cls, before: Supervisor) -> Handed:
@@ -175,8 +178,11 @@ class Handed:
         place = role.place if role else NO_PLACE
         taken = before.goes_on.leader if isinstance(before.goes_on, Lead) else None
         agent = before.agent if isinstance(before.agent, AgentProcess) else None
-        check = role.check if role else None
-        return cls(before.ports.board, before.ports.service, place, check, taken, agent)
+        check, memory = role.check if role else None, before.ports.memory
+        server: MemoryServer | None = None
+        if isinstance(memory, MemoryKeeper):
+            server = memory.hand_server(is_passed_on=role is not None and role.is_passed_on)
+        return cls(before.ports.board, before.ports.service, place, check, taken, agent, server)
 
 
 def make_supervisor(
@@ -255,6 +261,7 @@ def make_supervisor(
         wakeup.wake,
         partial(_finished_steps, board),
         lambda: board.deadline is not None,
+        handed.server if handed else None,
     )
     first.memory = memory.root
     files.start()

@@ -104,6 +104,29 @@ def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_kille
     cluster.assert_each_sample_once(2)
 
 
+def test_the_head_leaves_before_the_disk_has_its_work(cluster: SlowCluster) -> None:
+    """The next node has the last seal: it leads at once, and has all shares drained to the disk."""
+    cluster.start("n1", "n2", "n3")
+    cluster.until_training(3)
+    before = len(events(cluster, "saved"))
+    cluster.head.until(
+        lambda view: len(events(cluster, "saved")) > before and is_calm(cluster, view), "a drain"
+    )
+    cluster["n1"].process.send_signal(signal.SIGTERM)
+    assert cluster["n1"].wait(50) == 75, cluster.output()
+    saved = events(cluster, "saved")[-1]
+    step = saved["step"]
+    assert (saved["reason"], saved["tier"]) == ("emergency", "memory"), cluster.output()
+    assert f"step {step} is in the memory of the nodes that stay" in cluster["n1"].output()
+    assert not cluster["n1"].tiers()
+    cluster.until_training(2, beyond=cluster.head.view().incarnation - 1)
+    cluster.head.until(lambda _: events(cluster, "loaded")[-1]["step"] == step, "a load")
+    assert events(cluster, "loaded")[-1]["tier"] == "memory", cluster.output()
+    cluster.head.until(lambda _: step in steps(cluster, "drained"), "the drain, which is owed")
+    cluster.finish("n2", "n3")
+    cluster.assert_each_sample_once(3)
+
+
 @pytest.mark.slow
 def test_two_of_three_leave_at_once(cluster: SlowCluster) -> None:
     """By way of the one that stays, or of the disk if their notices come apart: in either case the

@@ -349,7 +349,9 @@ class World:
 
     def _check_saved(self, run: Run, gang: Gang | None) -> None:
         """A run says that its work is saved: all that a notice could have lost is on the disk."""
-        newest = self.disk.newest
+        newest, handed_over = self.disk.newest, run.tier.handed_over
+        if handed_over is not None:
+            newest = max(newest, handed_over[0])
         kept = run.tier.not_on_disk()
         if kept is not None and kept.key > newest:
             raise Violation(f"{run.name} says saved, step {kept.key[1]} is in memory only")

@@ -18,7 +18,7 @@ import msgspec
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, SharesAttempt
+from elastic_ckpt.checkpoint.nodes.tier import SharesAttempt
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part, Ref
 from elastic_ckpt.errors import (
@@ -30,6 +30,7 @@ from elastic_ckpt.errors import (
     UsageError,
 )
 from elastic_ckpt.journal.events import Saved, SaveFailure, SaveStarted
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -51,6 +52,13 @@ _GRACE_SECONDS: Final = 1.0
 _Files = msgspec.json.Decoder(list[FileEntry])
 _Paths = msgspec.json.Decoder(list[str])
 _Owners = msgspec.json.Decoder(list[list[str]])
+_Share = msgspec.json.Decoder(Share)
+_Header = msgspec.json.Decoder(SealHeader)
+
+
+class _Last(msgspec.Struct, frozen=True):
+    kept: list[Share]
+    retention: Retention
 
 
 @dataclass(frozen=True)
@@ -317,58 +325,64 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
-    keeper: Share | None = None
     if isinstance(target, SharesAttempt):
-        _seal_shares(runtime, target, taken.header)
+        header = _seal_shares(runtime, target, taken.header)
         if target.hands_over:
-            keeper = _hand_over(runtime, target)
-    sealed = peers.leader_does(
+            _hand_over(runtime, target, header)
+            return files, None
+    return files, peers.leader_does(
         "seal", lambda: target.seal(taken.header, files, runtime.retain.rule)
     )
-    if keeper is not None and isinstance(target, SharesAttempt):
-        target.note_keeper(keeper.host)
-    return files, sealed
 
 
-def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:
+def _hand_over(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> None:
     """Have nodes that stay keep the shares of those that leave, also of one whose notice came since
-    the save began; return who keeps this node's. Collective. StorageFailed on every rank if a share
-    is kept by no other node in twice the expected time, or half of the time that is left."""
-    peers, memory, deadline = runtime.peers, runtime.memory, runtime.board.deadline
+    the save began, and seal the last share. Collective. StorageFailed on every rank if a share is
+    kept by no other node in twice the expected time, or half of the time that is left."""
+    peers, deadline = runtime.peers, runtime.board.deadline
     kept: list[Share] = []
 
     def hand_over() -> bytes:
-        if deadline is None or not isinstance(memory, NodesMemory) or not memory.acts:
+        if deadline is None or not target.acts:
             return b""
         now = time.monotonic()
         try:
-            if peers.is_leader:
-                raise CheckpointRejected("this node leaves as well, and leads")
+            if target.seals:
+                raise CheckpointRejected("this node leaves as well, and its seal is the last")
             patience = min((deadline - now) / 2, 2 * target.hand_over_seconds + _GRACE_SECONDS)
             kept.append(target.hand_over(now + patience))
         except (NodeLost, CheckpointRejected) as error:
             raise StorageFailed(peers.rank, f"its memory goes with its node: {error}") from None
         return msgspec.json.encode(kept[0])
 
-    told = [one for one in peers.collect("kept", hand_over) if one]
-    for share in [msgspec.json.decode(one, type=Share) for one in told]:
-        target.kept(share)
-        who = f"ranks {share.first} to {share.ranks[-1]}"
-        runtime.leader_says(f"{who} leave: {share.host} keeps what they have saved in memory")
-    return kept[0] if kept else None
-
-
-def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> None:
-    """Seal the share of each node but the leader's. Collective."""
-    peers, memory = runtime.peers, runtime.memory
-    told = peers.tell("header", msgspec.json.encode(header))
+    found = [_Share.decode(one) for one in peers.collect("kept", hand_over) if one]
+    last = msgspec.json.encode(_Last(found, runtime.retain.rule))
+    told = msgspec.json.decode(peers.tell("keepers", last), type=_Last)
 
     def seal() -> bytes:
-        if isinstance(memory, NodesMemory) and memory.acts and not peers.is_leader:
-            target.seal_share(msgspec.json.decode(told, type=SealHeader))
+        if target.acts and target.seals:
+            target.seal_last(header, told.retention, told.kept)
         return b""
 
-    peers.collect("share", seal)
+    peers.collect("seal", seal)
+    for share in told.kept:
+        who, where = f"ranks {share.first} to {share.ranks[-1]}", share.host
+        runtime.leader_says(f"{who} leave: {where} keeps what they have saved in memory")
+    if kept:
+        target.note_keeper(kept[0].host)
+
+
+def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> SealHeader:
+    """Seal the share of each node but that of the last; return the leader's header. Collective."""
+    told = _Header.decode(runtime.peers.tell("header", msgspec.json.encode(header)))
+
+    def seal() -> bytes:
+        if target.acts and not target.seals:
+            target.seal_share(told)
+        return b""
+
+    runtime.peers.collect("share", seal)
+    return told
 
 
 def owners_of(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:
