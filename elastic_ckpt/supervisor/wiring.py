@@ -10,13 +10,11 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from elastic_ckpt import __version__
 from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
 from elastic_ckpt.checkpoint.lineage import continue_from
-from elastic_ckpt.checkpoint.nodes.server import MemoryServer
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.checkpoint.ownership.job_lock import Patience, RunLocks
 from elastic_ckpt.jobdir.paths import JobDirectory
@@ -28,13 +26,14 @@ from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.lease import BEAT_SECONDS, HEAD_BEAT_SECONDS
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.succession import NO_PLACE, Lead, Leader, RosterPlace
+from elastic_ckpt.protocol.succession import NO_PLACE
 from elastic_ckpt.protocol.worker_spec import SharedBucket, WorkerSpec
 from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.left_out import BucketNotes, DirectoryNotes, LeftOutNodes
 from elastic_ckpt.supervisor.cluster.member import MemberRole
-from elastic_ckpt.supervisor.cluster.role import AloneRole, ClusterRole, Role
+from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
+from elastic_ckpt.supervisor.handed import Handed
 from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.listener import Listener
@@ -149,40 +148,6 @@ class Host:
         for outlet in self._outlets:
             outlet.stop()
         self._process_log.end()
-
-
-@dataclass(frozen=True)
-class Handed:
-    """What a supervisor leaves to the next one of its process, which has another role.
-
-    Attributes:
-        place: this node's in the order of succession.
-        taken: the run that this node takes the place of; None if it follows.
-        agent: its agent, without workers; None if it had none.
-        check: this node's; None if it needs none.
-        server: what serves its memory; None if where the shares are is not known any more.
-    """
-
-    board: Board
-    service: Service
-    place: RosterPlace
-    check: NodeCheck | None
-    taken: Leader | None = None
-    agent: AgentProcess | None = None
-    server: MemoryServer | None = None
-
-    @classmethod
-    def of(cls, before: Supervisor) -> Handed:
-        """Return what a supervisor leaves that has ended, with ``goes_on`` set."""
-        role = before.role if isinstance(before.role, ClusterRole) else None
-        place = role.place if role else NO_PLACE
-        taken = before.goes_on.leader if isinstance(before.goes_on, Lead) else None
-        agent = before.agent if isinstance(before.agent, AgentProcess) else None
-        check, memory = role.check if role else None, before.ports.memory
-        server: MemoryServer | None = None
-        if isinstance(memory, MemoryKeeper):
-            server = memory.hand_server(is_passed_on=role is not None and role.is_passed_on)
-        return cls(before.ports.board, before.ports.service, place, check, taken, agent, server)
 
 
 def make_supervisor(

@@ -10,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from elastic_ckpt.cli.status.view import StatusView
-from elastic_ckpt.jobdir.node_record import job_records
-from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.protocol.board import Board
 from tests.cluster import EPOCHS, SIZE, Cluster, Node
+from tests.hand_overs import INTERVAL, SLOW_DISK, events, is_calm, steps
 from tests.job import MEMORY
-
-INTERVAL = 40
-SLOW_DISK = Path(__file__).parents[1] / "standins" / "slow_disk"
 
 pytestmark = pytest.mark.hosts
 
@@ -50,29 +44,6 @@ def cluster(tmp_path: Path) -> Iterator[SlowCluster]:
         shutil.rmtree(memory)
 
 
-def events(cluster: Cluster, kind: str) -> list[dict]:
-    found = [one for one in cluster.head.events() if one["event"] == kind]
-    return [one["data"] for one in found if not one["data"].get("follows")]
-
-
-def steps(cluster: Cluster, kind: str) -> list[int]:
-    return [one["step"] for one in events(cluster, kind)]
-
-
-def hands_over(cluster: Cluster) -> bool:
-    boards = [one.board for one in job_records(JobDirectory.at(cluster.head.directory))]
-    return any(Board.open(board, writable=False).hand_over_seconds for board in boards if board)
-
-
-def is_calm(cluster: Cluster, view: StatusView) -> bool:
-    """Whether the disk has all that was saved, the head knows that it is slow, and no save on the
-    interval is near."""
-    in_memory = [one["step"] for one in events(cluster, "saved") if one["tier"] == "memory"]
-    is_drained = in_memory == steps(cluster, "drained") != []
-    is_far = all(worker.step % INTERVAL < INTERVAL / 2 for worker in view.workers)
-    return is_drained and is_far and hands_over(cluster)
-
-
 @pytest.mark.parametrize(
     "is_killed",
     [pytest.param(False, id="the other trains on", marks=pytest.mark.slow),
@@ -102,29 +73,6 @@ def test_node_leaves_before_the_disk_has_its_work(cluster: SlowCluster, is_kille
     cluster.head.until(lambda _: step in steps(cluster, "drained"), "the drain, which is owed")
     cluster.finish("n1")
     cluster.assert_each_sample_once(2)
-
-
-def test_the_head_leaves_before_the_disk_has_its_work(cluster: SlowCluster) -> None:
-    """The next node has the last seal: it leads at once, and has all shares drained to the disk."""
-    cluster.start("n1", "n2", "n3")
-    cluster.until_training(3)
-    before = len(events(cluster, "saved"))
-    cluster.head.until(
-        lambda view: len(events(cluster, "saved")) > before and is_calm(cluster, view), "a drain"
-    )
-    cluster["n1"].process.send_signal(signal.SIGTERM)
-    assert cluster["n1"].wait(50) == 75, cluster.output()
-    saved = events(cluster, "saved")[-1]
-    step = saved["step"]
-    assert (saved["reason"], saved["tier"]) == ("emergency", "memory"), cluster.output()
-    assert f"step {step} is in the memory of the nodes that stay" in cluster["n1"].output()
-    assert not cluster["n1"].tiers()
-    cluster.until_training(2, beyond=cluster.head.view().incarnation - 1)
-    cluster.head.until(lambda _: events(cluster, "loaded")[-1]["step"] == step, "a load")
-    assert events(cluster, "loaded")[-1]["tier"] == "memory", cluster.output()
-    cluster.head.until(lambda _: step in steps(cluster, "drained"), "the drain, which is owed")
-    cluster.finish("n2", "n3")
-    cluster.assert_each_sample_once(3)
 
 
 @pytest.mark.slow

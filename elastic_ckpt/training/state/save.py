@@ -54,11 +54,7 @@ _Paths = msgspec.json.Decoder(list[str])
 _Owners = msgspec.json.Decoder(list[list[str]])
 _Share = msgspec.json.Decoder(Share)
 _Header = msgspec.json.Decoder(SealHeader)
-
-
-class _Last(msgspec.Struct, frozen=True):
-    kept: list[Share]
-    retention: Retention
+_Last = msgspec.json.Decoder(tuple[list[Share], Retention])
 
 
 @dataclass(frozen=True)
@@ -356,18 +352,18 @@ def _hand_over(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> N
         return msgspec.json.encode(kept[0])
 
     found = [_Share.decode(one) for one in peers.collect("kept", hand_over) if one]
-    last = msgspec.json.encode(_Last(found, runtime.retain.rule))
-    told = msgspec.json.decode(peers.tell("keepers", last), type=_Last)
+    told = peers.tell("keepers", msgspec.json.encode((found, runtime.retain.rule)))
+    keepers, retention = _Last.decode(told)
 
     def seal() -> bytes:
         if target.acts and target.seals:
-            target.seal_last(header, told.retention, told.kept)
+            target.seal_last(header, retention, keepers)
         return b""
 
     peers.collect("seal", seal)
-    for share in told.kept:
-        who, where = f"ranks {share.first} to {share.ranks[-1]}", share.host
-        runtime.leader_says(f"{who} leave: {where} keeps what they have saved in memory")
+    for share in keepers:
+        who = f"ranks {share.first} to {share.ranks[-1]}"
+        runtime.leader_says(f"{who} leave: {share.host} keeps what they have saved in memory")
     if kept:
         target.note_keeper(kept[0].host)
 
