@@ -146,6 +146,7 @@ def test_what_the_lost_head_had_in_memory_is_in_its_peers(tmp_path: Path) -> Non
         verify_full(path)
 
 
+@pytest.mark.slow
 def test_a_preempted_head_leaves_before_the_disk_has_its_work(tmp_path: Path) -> None:
     """The next host has the last seal: it leads at once, and has all shares drained."""
     arguments = ("--epochs", "2", "--size", str(SIZE), "--pause", "0.12")
