@@ -289,8 +289,10 @@ class HeadRole(ClusterRole):
         run.agent.send(Ask(RequestKind.STOP))
 
     def before_notice(self, run: Supervisor, notice: Notice) -> None:
-        """Have the ranks save to the disk if the job ends with this node."""
-        if not self._lets_others_continue(run, notice):
+        """Have the ranks save to the disk if the job ends with this node, or may: SLURM takes all
+        nodes of a job, one after the other."""
+        in_slurm = "slurm" in run.settings.notice_sources
+        if in_slurm or not self._lets_others_continue(run, notice):
             run.ports.board.hand_over_seconds = 0.0
 
     def announce_end(self, run: Supervisor) -> None:

@@ -32,8 +32,9 @@ class Run:
         self.sent: list[Any] = []
         self.agent = SimpleNamespace(send=self.sent.append, gone=False)
         self.settings = SimpleNamespace(
-            node="n1", endpoint="n1:29400", started_others=started_others, gather_seconds=60.0
-        )
+            node="n1", endpoint="n1:29400", started_others=started_others, gather_seconds=60.0,
+            notice_sources=(),
+        )  # fmt: skip
         self.preemption = SimpleNamespace(
             notice=notice, stops_at_once=False, patience=lambda seconds: seconds
         )
@@ -79,17 +80,20 @@ def test_platform_takes_a_node_and_a_person_the_job(
 
 
 @pytest.mark.parametrize(
-    ("notice", "others", "seconds"),
+    ("notice", "others", "sources", "seconds"),
     [
-        (SPOT, ("n2", "n3"), 1.5),
-        (SPOT, ("n2",), 0.0),
-        (SIGINT, ("n2", "n3"), 0.0),
+        (SPOT, ("n2", "n3"), (), 1.5),
+        (SPOT, ("n2", "n3"), ("aws",), 1.5),
+        (SPOT, ("n2",), (), 0.0),
+        (SIGINT, ("n2", "n3"), (), 0.0),
+        (SIGTERM, ("n2", "n3"), ("slurm",), 0.0),
     ],
 )
 def test_a_job_that_ends_with_its_head_is_saved_to_the_disk(
-    notice: Notice, others: tuple[str, ...], seconds: float
+    notice: Notice, others: tuple[str, ...], sources: tuple[str, ...], seconds: float
 ) -> None:
     run: Any = Run()
+    run.settings.notice_sources = sources
     role = HeadRole((2, 4))
     role.on_event(run, Nodes(others, 0))
     role.before_notice(run, notice)
