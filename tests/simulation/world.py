@@ -327,6 +327,9 @@ class World:
             return
         if gang.broken_at <= run.newest_at_notice[1]:
             return
+        if run.passed_on:  # it had decided before
+            self._check_saved(run, gang)
+            return
         known = self.disk.known.values()
         own = [one.key[1] for one in known if one.run == gang.run.number]
         if gang.finished > max(own, default=gang.start_step):
