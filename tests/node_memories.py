@@ -81,7 +81,7 @@ class NodeMemories:
         seal: Iterable[int] | None = None,
     ) -> str:
         """Save on all nodes, and seal on all of them, or on some; return the attempt. What nodes
-        have that are under notice goes to others before the leader seals. ``sizes`` are those of
+        have that are under notice goes to others before the last seal. ``sizes`` are those of
         ranks that write another size."""
         shares = [
             msgspec.structs.replace(one.share, leaves=number in self.leaving)
@@ -103,15 +103,17 @@ class NodeMemories:
             part.write(name, self.contents[name])
             files += part.finish(world_size, header if rank == 0 else None)
         sealing = range(world_size) if seal is None else seal
+        last = next(rank for rank, attempt in enumerate(made) if attempt.seals)
         for rank in sorted(sealing, reverse=True):
-            if rank:
+            if rank != last:
                 made[rank].seal_share(header)
-        if 0 in sealing:
+        if last in sealing:
             limit = time.monotonic() + 20
             kept = {rank: made[rank].hand_over(limit) for rank in sorted(self.leaving)}
-            for keeper in kept.values():
-                made[0].kept(keeper)
-            made[0].seal(header, files, Retention())
+            if kept:
+                made[last].seal_last(header, Retention(), list(kept.values()))
+            else:
+                made[last].seal(header, files, Retention())
             for rank, keeper in kept.items():
                 made[rank].note_keeper(keeper.host)
         return identity

@@ -296,6 +296,7 @@ class Supervisor:
             return
         before = self.preemption.notice
         first = before is None
+        self.role.before_notice(self, notice)
         if not self.preemption.take(notice):
             return
         drains = ""

@@ -10,7 +10,6 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from elastic_ckpt import __version__
@@ -27,13 +26,14 @@ from elastic_ckpt.policy.hang import Effort
 from elastic_ckpt.policy.lease import BEAT_SECONDS, HEAD_BEAT_SECONDS
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.rendezvous import Rendezvous
-from elastic_ckpt.protocol.succession import NO_PLACE, Lead, Leader, RosterPlace
+from elastic_ckpt.protocol.succession import NO_PLACE
 from elastic_ckpt.protocol.worker_spec import SharedBucket, WorkerSpec
 from elastic_ckpt.supervisor.agent_client import AgentProcess
 from elastic_ckpt.supervisor.cluster.head import HeadRole
 from elastic_ckpt.supervisor.cluster.left_out import BucketNotes, DirectoryNotes, LeftOutNodes
 from elastic_ckpt.supervisor.cluster.member import MemberRole
-from elastic_ckpt.supervisor.cluster.role import AloneRole, ClusterRole, Role
+from elastic_ckpt.supervisor.cluster.role import AloneRole, Role
+from elastic_ckpt.supervisor.handed import Handed
 from elastic_ckpt.supervisor.heartbeat_thread import HeartbeatThread
 from elastic_ckpt.supervisor.job_files import JobFiles
 from elastic_ckpt.supervisor.listener import Listener
@@ -150,35 +150,6 @@ class Host:
         self._process_log.end()
 
 
-@dataclass(frozen=True)
-class Handed:
-    """What a supervisor leaves to the next one of its process, which has another role.
-
-    Attributes:
-        place: this node's in the order of succession.
-        taken: the run that this node takes the place of; None if it follows.
-        agent: its agent, without workers; None if it had none.
-        check: this node's; None if it needs none.
-    """
-
-    board: Board
-    service: Service
-    place: RosterPlace
-    check: NodeCheck | None
-    taken: Leader | None = None
-    agent: AgentProcess | None = None
-
-    @classmethod
-    def of(cls, before: Supervisor) -> Handed:
-        """Return what a supervisor leaves that has ended, with ``goes_on`` set."""
-        role = before.role if isinstance(before.role, ClusterRole) else None
-        place = role.place if role else NO_PLACE
-        taken = before.goes_on.leader if isinstance(before.goes_on, Lead) else None
-        agent = before.agent if isinstance(before.agent, AgentProcess) else None
-        check = role.check if role else None
-        return cls(before.ports.board, before.ports.service, place, check, taken, agent)
-
-
 def make_supervisor(
     settings: RunSettings,
     say: Callable[[str], None],
@@ -255,6 +226,7 @@ def make_supervisor(
         wakeup.wake,
         partial(_finished_steps, board),
         lambda: board.deadline is not None,
+        handed.server if handed else None,
     )
     first.memory = memory.root
     files.start()

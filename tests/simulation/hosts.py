@@ -24,6 +24,7 @@ class Host:
         domain: what fails together with it.
         power: counts how often its memory was lost.
         shares: what it has in memory of a job of several nodes.
+        passed_on: its earlier run, if the head of that has passed the job on; until the next one.
     """
 
     def __init__(self, kernel: Kernel, team: Team, number: int) -> None:
@@ -33,6 +34,7 @@ class Host:
         self.clock = HostClock(kernel)
         self.memory = HostMemory()
         self.shares: list[HeldShare] = []
+        self.passed_on: Run | None = None
         self.domain = ""
         self.power = 0
         self.run: Run | None = None

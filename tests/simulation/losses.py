@@ -125,6 +125,9 @@ class LossWorld(World):
 
     def _begin(self, host: Host, start_from: Key | None = None, part: Part | None = None) -> None:
         super()._begin(host, start_from, part or Part(leads=True, endpoint=self.endpoint))
+        seconds = 1.0 if self.shared_memory.hands_over else 0.0
+        if host.run is not None:  # nothing is measured here
+            host.run.supervisor.saves.hand_over_seconds = lambda nodes, grace: seconds
 
     def change_part(self, run: Run) -> None:
         """As ``NodeRun.go_on``."""
@@ -132,6 +135,7 @@ class LossWorld(World):
         if isinstance(step, Lead):
             self._check_lead(run)
         run.is_gone = True
+        run.host.passed_on = run if run.supervisor.role.is_passed_on else None
         if run.agent is not None:
             run.agent.die()
         self.network.changed()
@@ -162,7 +166,7 @@ class LossWorld(World):
         if run.code is ExitCode.PREEMPTED_SAVED and kept is not None:
             if not self.shared_memory.is_kept_elsewhere(run.host, kept[0]):
                 raise Violation(f"{run.name} says that {kept[1]} has step {kept[0][1]}, and lies")
-            self.kept["handed over"] += 1
+            self.kept["handed over by the head" if run.leads else "handed over"] += 1
         super().on_exit(run)
 
     # -- what must not be lost ------------------------------------------------------------------
@@ -288,6 +292,18 @@ def preempt_another(world: LossWorld) -> None:
     world.calm_since = world.kernel.now + world.grace
 
 
+def preempt_the_head(world: LossWorld) -> None:
+    owner = world.disk.owner
+    preempt_by_signal(world, owner.host if owner is not None else world.first.head)
+    world.calm_since = world.kernel.now + world.grace
+
+
+def preempt_the_head_and_lose_another(world: LossWorld) -> None:
+    """While the job is between two heads, or just after."""
+    preempt_the_head(world)
+    world.kernel.after(world.kernel.between(0.5, 12.0), partial(lose_one, world))
+
+
 def preempt_two(world: LossWorld) -> None:
     for host in world.kernel.random.sample(world.hosts, 2):
         later = world.kernel.between(0.0, 2.0)
@@ -298,7 +314,8 @@ def preempt_two(world: LossWorld) -> None:
 FAULTS: list[Callable[[LossWorld], None]] = [
     lose_one, lose_one, lose_the_head, lose_two, lose_two, lose_the_head_and_another,
     lose_a_domain, lose_a_domain, suspend_the_head, suspend_the_head, cut_the_head_off, preempt,
-    preempt_another, preempt_another, preempt_two,
+    preempt_another, preempt_another, preempt_two, preempt_the_head, preempt_the_head,
+    preempt_the_head_and_lose_another,
 ]  # fmt: skip
 
 

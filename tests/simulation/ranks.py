@@ -72,6 +72,7 @@ class SimBoard:
     def __init__(self) -> None:
         self.incarnation = 0
         self.deadline: float | None = None
+        self.hand_over_seconds = 0.0
         self.slot = SimSlot()
         self.flag = 0
         self.ring: dict[int, RequestAnswer] = {}

@@ -16,7 +16,7 @@ import msgspec
 from elastic_ckpt.checkpoint.manifest import EngineInfo, SealHeader, header_of
 from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, make_memory_seal
 from elastic_ckpt.checkpoint.nodes.copies import holders
-from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers, may_hand_over
+from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers, may_hand_over, sealer
 from elastic_ckpt.checkpoint.nodes.tier import HeldShare as SaidShare
 from elastic_ckpt.checkpoint.nodes.tier import NodeReport, NodesMemory
 from tests.simulation.disk import Checkpoint
@@ -132,9 +132,11 @@ class SharedMemory:
         return all(_room(one.agent.run.host) for one in gang.members)
 
     def may_hand_over(self, gang: Gang) -> bool:
-        """Whether nodes leave, and others may keep what these have."""
+        """Whether nodes leave, and others may keep what these have; a head has said before if the
+        job ends with it."""
         shares = [self._share(member) for member in gang.members]
-        return self.hands_over and self.has_room(gang) and may_hand_over(shares, 0)
+        is_better = gang.run.board.hand_over_seconds > 0.0
+        return is_better and self.has_room(gang) and may_hand_over(shares)
 
     def save(
         self,
@@ -143,10 +145,13 @@ class SharedMemory:
         then: Callable[[Checkpoint], None],
         otherwise: Callable[[], None] | None = None,
     ) -> None:
-        """Have each node write its share, and the leader seal when the others have; with
+        """Have each node write its share, and the leader seal when the others have, or if that
+        leaves a node that stays; with
         ``otherwise`` only once others keep what nodes have that leave, or that is done instead."""
         shares = [self._share(member) for member in gang.members]
-        waits = {share.first for share in shares} - {0}
+        first = sealer(shares).first
+        last = next(member for member in gang.members if member.rank == first)
+        waits = {share.first for share in shares} - {first}
         for member in gang.members:
             host = member.agent.run.host
             for old in _own(host)[: 1 - GENERATIONS]:
@@ -158,16 +163,16 @@ class SharedMemory:
                 return
             self._seal_share(member, one, shares)
             waits.discard(member.rank)
-            if member.rank == 0:
+            if member is last:
                 self._sealed(gang, one, shares)
                 then(one)
             elif not waits and otherwise is not None:
-                self._hand_over(gang, one, shares, lambda: seal(gang.leader), otherwise)
+                self._hand_over(gang, one, shares, lambda: seal(last), otherwise)
             elif not waits:
-                self.kernel.after(self.kernel.between(0.001, 0.1), lambda: seal(gang.leader))
+                self.kernel.after(self.kernel.between(0.001, 0.1), lambda: seal(last))
 
-        followers = [member for member in gang.members if member.rank]
-        for member in followers or [gang.leader]:
+        followers = [member for member in gang.members if member is not last]
+        for member in followers or [last]:
             self.kernel.after(self.kernel.between(0.01, 0.3), lambda member=member: seal(member))
 
     def _share(self, member: SimWorkers) -> Share:
@@ -182,7 +187,7 @@ class SharedMemory:
         seal = make_memory_seal(
             _header(one, len(shares)), (), share=share,
             guards=() if share.leaves else guarded_by(share, staying, self.replicas),
-            others=tuple(others) if share.first == 0 else (),
+            others=tuple(others) if share == sealer(shares) else (),
         )  # fmt: skip
         run = member.agent.run
         run.host.shares.append(HeldShare(one, seal, run=run))
@@ -209,7 +214,8 @@ class SharedMemory:
             if gang.is_broken or gang.is_held(lambda: keep(member)) or not waits:
                 return
             host = member.agent.run.host
-            keeper = self._keeper(host, member.rank, shares) if member.rank else None
+            is_last = member.rank == sealer(shares).first
+            keeper = None if is_last else self._keeper(host, member.rank, shares)
             if keeper is None:
                 waits.clear()
                 self.kernel.say(f"{host.name} leaves, and no other keeps what it has")
@@ -302,6 +308,8 @@ class SharedMemory:
         own = next((each for each in _own(host) if each.checkpoint is one), None)
         if run.is_gone or own is None or own.settled or not run.may_seal():
             return
+        if not own.seal.is_last:
+            return  # the next head brings it there
         run.wake(0.001)
         for share in own.seal.others:
             if not any(self._find(host, each, one.attempt) for each in holders(share, own.seal)):
@@ -325,7 +333,16 @@ class SharedMemory:
         """Return whether what the head's run has in memory is on the disk, or could not get there
         just now."""
         newest = self.newest_share(run)
-        return newest is None or newest.settled or newest.checkpoint.attempt in self._failed
+        is_due = newest is not None and newest.seal.is_last and not newest.settled
+        return newest is None or not is_due or newest.checkpoint.attempt in self._failed
+
+    def take_over(self, run: Run, before: Run) -> None:
+        """Go on serving what an earlier supervisor of this node's process has served, as the head
+        has passed the job on; a head drains it."""
+        for one in _own(run.host):
+            one.run = run if one.run is before else one.run
+        if run.leads:
+            self.hurry(run)
 
     def hurry(self, run: Run) -> None:
         """Drain the newest at normal priority, also if it has failed."""

@@ -124,7 +124,9 @@ class Tier:
         return self.run.world.shared_memory
 
     def begin(self) -> None:
-        return
+        before, self.run.host.passed_on = self.run.host.passed_on, None
+        if self._shared is not None and before is not None:
+            self._shared.take_over(self.run, before)
 
     def serve(self) -> None:
         self._look()
@@ -160,12 +162,12 @@ class Tier:
     def not_on_disk(self) -> Any:
         if self._shared is not None and self.run.leads:
             own = self._shared.newest_share(self.run)
-            return None if own is None or own.settled else own
+            return None if own is None or own.settled or not own.seal.is_last else own
         newest = self.memory.newest if self.memory else None
         return newest if newest is not None and self._lacks(newest) else None
 
     def owed(self) -> Any:
-        newest = self._newest_share()
+        newest = self._newest_share() if not self.run.leads else None
         is_safe = newest is None or newest.settled or newest.keeper
         return None if is_safe else newest
 
@@ -174,9 +176,7 @@ class Tier:
         return (newest.age, newest.keeper) if newest is not None and newest.keeper else None
 
     def _newest_share(self) -> Any:
-        """Return that of a node that follows."""
-        is_other = self._shared is not None and not self.run.leads
-        return self._shared.newest_share(self.run) if self._shared and is_other else None
+        return self._shared.newest_share(self.run) if self._shared else None
 
     def undrained_bytes(self) -> int | None:
         return BYTES if self.not_on_disk() is not None else None

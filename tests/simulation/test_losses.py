@@ -14,10 +14,10 @@ from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
 from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.supervisor.cluster import member
 from tests.simulation import shared_memory
-from tests.simulation.faults import outcome
+from tests.simulation.faults import outcome, preempt_by_signal
 from tests.simulation.losses import LossWorld, lose, simulate_losses
 from tests.simulation.shared_memory import REPLICATED_SECONDS, SharedMemory
-from tests.simulation.world import when
+from tests.simulation.world import is_at_step, when
 
 JOBS = int(os.environ.get("ELASTIC_CKPT_LOSSES", "12"))
 """``make simulate-losses`` runs 900, in which nodes are lost a thousand times."""
@@ -65,6 +65,32 @@ def test_step_would_be_lost_with_a_domain_if_pairs_ignored_it(
     monkeypatch.setattr(pairs, "_steps", lambda order: list(range(1, len(order))))
     error, _ = domain_is_lost()
     assert error is not None and "a domain lost, and step 6 is lost" in error
+
+
+def head_leaves(nodes: tuple[int, int]) -> tuple[str | None, LossWorld]:
+    """The head of three nodes gets a notice when the disk has nothing of what is in memory."""
+    world = LossWorld(4)
+    world.nodes, world.total_steps = nodes, 40
+    world.step_seconds, world.interval_steps = 1.0, 12
+    world.shared_memory = SharedMemory(world, replicas=1, drain_seconds=8.0, hands_over=True)
+    head = world.first.head
+    when(world, lambda: is_at_step(world, 17), lambda: preempt_by_signal(world, head))
+    return outcome(world), world
+
+
+def test_the_next_head_drains_what_others_keep_for_the_one_that_left() -> None:
+    error, world = head_leaves((2, 3))
+    assert error is None
+    assert world.kept == {"handed over by the head": 1}
+    save = next(one for one in world.shared_memory.saves if one.is_handed_over)
+    assert save.checkpoint.key in world.disk.sealed
+    assert any(gang.start_step == save.checkpoint.key[1] for gang in world.gangs)
+
+
+def test_a_job_that_ends_with_its_head_is_saved_to_the_disk() -> None:
+    error, world = head_leaves((3, 3))
+    assert error is None
+    assert world.kept == {} and not world.shared_memory.handed_over
 
 
 # -- bugs put in ------------------------------------------------------------------------------

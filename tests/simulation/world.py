@@ -327,6 +327,9 @@ class World:
             return
         if gang.broken_at <= run.newest_at_notice[1]:
             return
+        if run.passed_on:  # it had decided before
+            self._check_saved(run, gang)
+            return
         known = self.disk.known.values()
         own = [one.key[1] for one in known if one.run == gang.run.number]
         if gang.finished > max(own, default=gang.start_step):
@@ -349,7 +352,9 @@ class World:
 
     def _check_saved(self, run: Run, gang: Gang | None) -> None:
         """A run says that its work is saved: all that a notice could have lost is on the disk."""
-        newest = self.disk.newest
+        newest, handed_over = self.disk.newest, run.tier.handed_over
+        if handed_over is not None:
+            newest = max(newest, handed_over[0])
         kept = run.tier.not_on_disk()
         if kept is not None and kept.key > newest:
             raise Violation(f"{run.name} says saved, step {kept.key[1]} is in memory only")

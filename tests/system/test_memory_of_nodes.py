@@ -12,11 +12,22 @@ from pathlib import Path
 import pytest
 
 from elastic_ckpt.checkpoint.verify import verify_full
+from tests.cluster import Node
+from tests.hand_overs import INTERVAL, SLOW_DISK, is_calm, steps
 from tests.hosts import Hosts, why_not
 
 SIZE = 1203
 RARE = ("--save-interval", "40")  # between two saves a busy machine can make the replicas of one
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "hosts")
+
+
+class SlowHosts(Hosts):
+    """Hosts whose disk is slow."""
+
+    def make(self, name: str) -> Node:
+        node = super().make(name)
+        node.packages = [SLOW_DISK]
+        return node
 
 
 def make(root: Path, count: int, nnodes: str, *options: str) -> Hosts:
@@ -144,5 +155,38 @@ def test_what_the_lost_head_had_in_memory_is_in_its_peers(tmp_path: Path) -> Non
         hosts.finish("h2", "h3")
         assert_newest_was_loaded(hosts, kept)
         assert_used_once(hosts, 3)
+    for path in hosts.head.checkpoints():
+        verify_full(path)
+
+
+@pytest.mark.slow
+def test_a_preempted_head_leaves_before_the_disk_has_its_work(tmp_path: Path) -> None:
+    """The next host has the last seal: it leads at once, and has all shares drained."""
+    arguments = ("--epochs", "2", "--size", str(SIZE), "--pause", "0.12")
+    options = ("--save-interval", str(INTERVAL))
+    with SlowHosts(3, tmp_path, "1:3", *arguments, options=options) as hosts:
+        hosts.start("h1", "h2", "h3")
+        hosts.until_training(3)
+        before = len(events(hosts, "saved"))
+        hosts.head.until(
+            lambda view: len(events(hosts, "saved")) > before and is_calm(hosts, view), "a drain"
+        )
+        hosts["h1"].process.send_signal(signal.SIGTERM)
+        assert hosts["h1"].wait(50) == 75, hosts.output()
+        saved = events(hosts, "saved")[-1]
+        step = saved["step"]
+        assert (saved["reason"], saved["tier"]) == ("emergency", "memory"), hosts.output()
+        assert step not in steps(hosts, "drained")
+        assert f"step {step} is in the memory of the nodes that stay" in hosts["h1"].output()
+        assert not shared_memory(hosts, "h1")
+        hosts.until_training(2, beyond=hosts.head.view().incarnation - 1)
+        hosts.head.until(lambda _: events(hosts, "loaded")[-1]["step"] == step, "a load")
+        assert events(hosts, "loaded")[-1]["tier"] == "memory", hosts.output()
+        hosts.head.until(lambda _: step in steps(hosts, "drained"), "the drain, which is owed")
+        hosts.finish("h2", "h3")
+        assert_used_once(hosts, 3)
+        said = [hosts[name].output() for name in ("h2", "h3")]
+        (led,) = [one for one in said if "leads from now on, in place of" in one]
+        assert f"step {step} of an earlier run is in memory: bringing it to the disk" in led
     for path in hosts.head.checkpoints():
         verify_full(path)

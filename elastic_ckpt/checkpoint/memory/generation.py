@@ -118,6 +118,17 @@ class Generation:
             write_atomic(self.slot / "keeper", f"{seal.attempt} {host}".encode())
             self.settle(seal)
 
+    def is_copied(self, seal: MemorySeal) -> bool:
+        """Return whether another node has a copy of it."""
+        with contextlib.suppress(OSError):
+            return read_bounded(self.slot / "copied", 64) == seal.attempt.encode()
+        return False
+
+    def note_copied(self, seal: MemorySeal) -> None:
+        """Record that another node has a copy of it."""
+        with contextlib.suppress(OSError):  # it is said to be at risk then
+            write_atomic(self.slot / "copied", seal.attempt.encode())
+
     def clear(self) -> bool:
         """Remove the seal, so that it may be overwritten; return False if a process reads it."""
         try:

@@ -27,7 +27,7 @@ class Share(msgspec.Struct, frozen=True):
         host, port, token: where its supervisor serves that to other nodes, and the secret that it
             asks for.
         domain: what fails together with it: a zone, a rack, a switch.
-        leaves: its node leaves the job. In the leader's seal host, port and token are then those of
+        leaves: its node leaves the job. In the last seal host, port and token are then those of
             the node that keeps the share from now on.
     """
 
@@ -60,7 +60,8 @@ class MemorySeal(SealBody, frozen=True, kw_only=True):
         seconds: what the save took until here.
         retention: what to keep once this is on disk; the supervisor's own goes before it.
         share: the ranks whose files are here; None if that is all of them.
-        others: on the leader's node, the shares of the other nodes.
+        others: the shares of the other nodes, on the node whose seal is the last: the leader's, or
+            one that stays if that leaves.
         guards: the other nodes' shares of which this node keeps a replica.
     """
 
@@ -79,6 +80,11 @@ class MemorySeal(SealBody, frozen=True, kw_only=True):
     def is_whole(self) -> bool:
         """Whether the files of all ranks are here."""
         return self.ranks == range(self.world_size)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it makes a checkpoint: all is here, or it says where the other shares are."""
+        return self.is_whole or bool(self.others)
 
 
 def make_memory_seal(header: SealHeader, files: Iterable[FileEntry], **about: Any) -> MemorySeal:

@@ -10,6 +10,7 @@
             seal.json                    sizes and attempt; it goes before anything is overwritten
             settled                      the attempt that is on disk, and may be overwritten
             keeper                       the attempt that another node keeps, as this one leaves
+            copied                       the attempt of which another node has a copy
             places.json                  where the shares of it are after another run has loaded it
             spare/                       the buffers of what stood here before, to be written again
 

@@ -15,6 +15,7 @@ from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, decode_memory
 from elastic_ckpt.checkpoint.nodes.link import (
     Copied,
     Copy,
+    CopyMade,
     Describe,
     Fetch,
     Hello,
@@ -95,6 +96,10 @@ class NodeMemory:
     def settle(self, attempt: str) -> None:
         """Tell it that an attempt is on the disk."""
         self._ask(Settle(attempt))
+
+    def report_copy(self, attempt: str) -> None:
+        """Tell it that this node has a copy of its share of an attempt."""
+        self._ask(CopyMade(attempt, self.share.first))
 
     def keep(self, attempt: str, source: Share, limit: float) -> None:
         """Have it keep the share of another node, which leaves; NodeLost if that is not done at

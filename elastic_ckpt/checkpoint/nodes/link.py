@@ -75,6 +75,13 @@ class Settle(msgspec.Struct, frozen=True, tag=True):
     attempt: str
 
 
+class CopyMade(msgspec.Struct, frozen=True, tag=True):
+    """Says that this node has a copy of the share."""
+
+    attempt: str
+    first: int
+
+
 class Keep(msgspec.Struct, frozen=True, tag=True):
     """Asks to keep the share of another node, which serves it and leaves the job."""
 
@@ -82,7 +89,7 @@ class Keep(msgspec.Struct, frozen=True, tag=True):
     source: Share
 
 
-Request = Hello | Describe | Fetch | Copy | Settle | Keep
+Request = Hello | Describe | Fetch | Copy | Settle | CopyMade | Keep
 
 
 class SentPiece(msgspec.Struct, frozen=True, tag=True):
@@ -93,7 +100,7 @@ class SentPiece(msgspec.Struct, frozen=True, tag=True):
 
 
 class Copied(msgspec.Struct, frozen=True, tag=True):
-    """Answers ``Copy`` and ``Settle``.
+    """Answers ``Copy``, ``Settle`` and ``CopyMade``.
 
     Attributes:
         bytes: copied this time.

@@ -21,11 +21,19 @@ def guarded_by(node: Share, shares: Sequence[Share], replicas: int) -> tuple[Sha
     return tuple(order[(at + step) % count] for step in _steps(order)[:replicas])
 
 
-def may_hand_over(shares: Sequence[Share], leader: int) -> bool:
-    """Return whether the nodes that stay can keep what those that leave have: some leave, and the
-    one with the rank ``leader``, which has all of it brought to the disk, does not."""
+def sealer(shares: Sequence[Share]) -> Share:
+    """Return the share whose seal is the last, and says where the others are: that of the leader,
+    or if the leader's node leaves, of the first that stays, which leads next."""
+    order = sorted(shares, key=lambda one: one.first)
+    return next((one for one in order if not one.leaves), order[0])
+
+
+def may_hand_over(shares: Sequence[Share]) -> bool:
+    """Return whether the nodes that stay can keep what those that leave have: some do either, and a
+    leader leaves alone, as only then it knows that enough others stay."""
     leaving = [one for one in shares if one.leaves]
-    return bool(leaving) and all(leader not in one.ranks for one in leaving)
+    leads = any(one.first == 0 for one in leaving)
+    return 0 < len(leaving) < len(shares) and (not leads or len(leaving) == 1)
 
 
 def keepers(node: Share, shares: Sequence[Share]) -> tuple[Share, ...]:

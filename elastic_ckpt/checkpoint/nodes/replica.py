@@ -29,7 +29,7 @@ from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share
 from elastic_ckpt.checkpoint.nodes.client import PIECE_BYTES, NodeMemory
 from elastic_ckpt.checkpoint.ownership.read_lock import removing
 from elastic_ckpt.checkpoint.tier import TierFull
-from elastic_ckpt.errors import CheckpointRejected
+from elastic_ckpt.errors import CheckpointRejected, NodeLost
 from elastic_ckpt.util.files import read_bounded, remove_tree, write_atomic
 from elastic_ckpt.util.units import human_bytes
 
@@ -86,6 +86,8 @@ def replicate(root: Path, source: Share, attempt: str, pause: Callable[[int], No
         except BaseException:
             remove_tree(place)
             raise
+        with suppress(NodeLost, CheckpointRejected):  # its status says then that it is at risk
+            node.report_copy(attempt)
     return Sealed(generation, seal)
 
 

@@ -23,6 +23,7 @@ from elastic_ckpt.checkpoint.nodes.client import COPY_SECONDS, PIECE_BYTES
 from elastic_ckpt.checkpoint.nodes.link import (
     Copied,
     Copy,
+    CopyMade,
     Describe,
     Fetch,
     Hello,
@@ -166,6 +167,10 @@ class _Answers:
             return self._copy(request)
         if isinstance(request, Settle):
             self._settle(request.attempt)
+            return Copied()
+        if isinstance(request, CopyMade):
+            found = self._find(request.attempt, request.first)
+            found.generation.note_copied(found.seal)
             return Copied()
         return NotServed("that is no request")
 

@@ -1,14 +1,16 @@
 """The memory tier of a job on several nodes, as its ranks see it.
 
 A save goes into a generation on every node; the leader's seal, which is the last, makes it a
-checkpoint. A load takes the newest attempt of which all ranks' files are in the memory of nodes
-that are here: what other nodes have is brought to each node, verified on arrival.
+checkpoint. If the leader's node leaves, the last seal is that of a node that stays. A load takes
+the newest attempt of which all ranks' files are in the memory of nodes that are here: what other
+nodes have is brought to each node, verified on arrival.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +23,14 @@ from elastic_ckpt.checkpoint.memory.part import MemoryAttempt, MemoryPart
 from elastic_ckpt.checkpoint.memory.seal import MemorySeal, Share, make_memory_seal
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
 from elastic_ckpt.checkpoint.nodes.client import NodeMemory
-from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers
+from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers, sealer
 from elastic_ckpt.checkpoint.nodes.reading import SharesReading, can_load, clear_brought
 from elastic_ckpt.checkpoint.nodes.replica import replicas
 from elastic_ckpt.checkpoint.tier import Reading, Ref, Stored, TierFull
-from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost
+from elastic_ckpt.errors import CheckpointRejected, ElasticCkptError, NodeLost, StorageFailed
 from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.util.files import read_bounded, remove_tree
+from elastic_ckpt.util.text import printable
 
 _MAX_PART_BYTES: Final = 64 * 1024 * 1024
 _cleared: set[Path] = set()
@@ -108,7 +111,7 @@ class NodesMemory(MemoryTier):
         staying = [one for one in shares if not one.leaves]
         guards = () if own.leaves else guarded_by(own, staying, self.replicas)
         made = SharesAttempt(generation, identity, self._mappings, own, shares, guards)
-        made.hand_over_seconds = hand_over_seconds
+        made.hand_over_seconds, made.acts = hand_over_seconds, self.acts
         return made
 
     # -- loading ------------------------------------------------------------------------------
@@ -212,9 +215,14 @@ class SharesPart(MemoryPart):
 
 
 class SharesAttempt(MemoryAttempt):
-    """One save, as the ranks of one node write it. See ``checkpoint/tier.py``."""
+    """One save, as the ranks of one node write it. See ``checkpoint/tier.py``.
+
+    Attributes:
+        acts: whether this rank seals its node's share.
+    """
 
     hand_over_seconds: float = 0.0
+    acts = False
 
     def __init__(
         self,
@@ -229,7 +237,11 @@ class SharesAttempt(MemoryAttempt):
         self._share = share
         self._shares = shares
         self._guards = guards
-        self._kept: dict[int, Share] = {}
+
+    @property
+    def seals(self) -> bool:
+        """Whether the seal of this node's share is the last one."""
+        return self._share == sealer(self._shares)
 
     @property
     def hands_over(self) -> bool:
@@ -259,27 +271,26 @@ class SharesAttempt(MemoryAttempt):
             return msgspec.structs.replace(keeper, first=first, count=count, leaves=True)
         raise refused
 
-    def kept(self, share: Share) -> None:
-        """Note where the share of a node that leaves is from now on. Leader only, before
-        :meth:`seal`."""
-        self._kept[share.first] = share
-
     def note_keeper(self, host: str) -> None:
         """Record on a node that leaves, once the checkpoint is sealed, who keeps its share."""
         seal = self._generation.seal()
         if seal is not None:
             self._generation.note_keeper(seal, host)
 
-    def find_twin(self, paths: Iterable[Iterable[str]]) -> tuple[str, int] | None:
-        """Return a path of which two nodes have a file each, and a rank of the later node; None
-        without one. ``paths`` are each rank's, which may have those of all ranks of its node."""
+    def refuse_twins(self, paths: Iterable[Iterable[Iterable[str]]]) -> None:
+        """Raise StorageFailed if two nodes have a file each of one path, which a directory that
+        they share has once: the disk gets the save.
+
+        Args:
+            paths: lists of the ranks' paths in order; empty where nothing is known of them.
+        """
         holders: dict[str, int] = {}
-        for rank, names in enumerate(paths):
+        for rank, lists in enumerate(zip(*paths, strict=True)):
             node = next(one.first for one in self._shares if rank in one.ranks)
-            for name in names:
+            for name in chain(*lists):
                 if holders.setdefault(name, node) != node:
-                    return name, rank
-        return None
+                    told = f"{printable(name, 200)} was written on another node as well"
+                    raise StorageFailed(rank, told)
 
     def part(self, rank: int) -> SharesPart:
         return SharesPart(self._generation, rank, self._mappings)
@@ -287,19 +298,29 @@ class SharesAttempt(MemoryAttempt):
     def seal(self, header: SealHeader, files: Sequence[FileEntry], retention: Retention) -> Ref:
         """Seal the leader's share, which makes it a checkpoint: the others are sealed by then."""
         own = [entry for entry in files if entry.rank in self._share.ranks]
-        others = [one for one in self._shares if one.first != self._share.first]
-        where = tuple(self._kept.get(one.first, one) for one in others)
-        self._seal_share(header, own, retention, where)
+        self._seal_share(header, own, retention, self._others(()))
         return self.ref
 
+    def seal_last(self, header: SealHeader, retention: Retention, kept: Sequence[Share]) -> None:
+        """As :meth:`seal`, if nodes leave: ``kept`` is where their shares are from now on. One rank
+        of the node that :attr:`seals`."""
+        self._seal_share(header, self._own_files(), retention, self._others(kept))
+
     def seal_share(self, header: SealHeader) -> None:
-        """Seal the share of a node that does not lead. One rank of it, when every rank of the job
-        has finished its part."""
-        files: list[FileEntry] = []
-        for rank in self._share.ranks:
-            path = _parts(self._generation.slot) / str(rank)
-            files += _Files.decode(read_bounded(path, _MAX_PART_BYTES))
-        self._seal_share(header, files, Retention(), ())
+        """Seal a share that is not the last. One rank of its node, when every rank of the job has
+        finished its part."""
+        self._seal_share(header, self._own_files(), Retention(), ())
+
+    def _own_files(self) -> list[FileEntry]:
+        paths = [_parts(self._generation.slot) / str(rank) for rank in self._share.ranks]
+        return [
+            entry for one in paths for entry in _Files.decode(read_bounded(one, _MAX_PART_BYTES))
+        ]
+
+    def _others(self, kept: Sequence[Share]) -> tuple[Share, ...]:
+        where = {one.first: one for one in kept}
+        others = [one for one in self._shares if one.first != self._share.first]
+        return tuple(where.get(one.first, one) for one in others)
 
     def _seal_share(
         self,

@@ -37,9 +37,9 @@ from elastic_ckpt.util.units import human_duration
 
 if TYPE_CHECKING:
     from elastic_ckpt.checkpoint.bucket.ownership import BucketClaim
+    from elastic_ckpt.supervisor.handed import Handed
     from elastic_ckpt.supervisor.settings import RunSettings
     from elastic_ckpt.supervisor.supervisor import Supervisor
-    from elastic_ckpt.supervisor.wiring import Handed
 
 MISSED_BEATS: Final = 2.5
 """How many beats to wait for one of a head that leads elsewhere."""
@@ -117,7 +117,7 @@ class NodeRun:
 
     def go_on(self, before: Supervisor) -> Supervisor:
         """Return the supervisor that continues for one which has ended, with ``goes_on`` set."""
-        from elastic_ckpt.supervisor.wiring import Handed
+        from elastic_ckpt.supervisor.handed import Handed
 
         self._stop_listening()
         settings, step, handed = before.settings, before.goes_on, Handed.of(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -10,7 +11,10 @@ from typing import Final
 import msgspec
 
 from elastic_ckpt.checkpoint.catalog import CheckpointView
+from elastic_ckpt.checkpoint.memory.generation import SEAL_NAME
+from elastic_ckpt.checkpoint.memory.tier import tier_of
 from elastic_ckpt.jobdir.node_record import NodeRecord
+from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.events import StepMark
 from elastic_ckpt.journal.time_account import TimeAccount
 from elastic_ckpt.protocol.slot import Slot
@@ -90,6 +94,7 @@ def at_risk(
     now: float,
     *,
     copied: tuple[int, int] | None = None,
+    copied_at: float = math.inf,
     stepless_since: float = 0.0,
 ) -> AtRiskView:
     """Return the work that is not in the newest checkpoint that outlives this node.
@@ -98,6 +103,7 @@ def at_risk(
         epoch, step: where the job is.
         now: seconds since the epoch.
         copied: (epoch, step) of the newest one in memory of which each node has a copy elsewhere.
+        copied_at: when that one was sealed, if the journal here may not have its save.
         stepless_since: since when the script trains without a step that is seen; 0 if it does not.
     """
     if stepless_since:
@@ -107,13 +113,29 @@ def at_risk(
     if safe is None:
         return AtRiskView(step, account.training_since(-math.inf, now))
     moment = account.moment_of(*safe)
-    if moment is None:
+    if moment is None and safe == copied and copied_at < now:
+        moment = copied_at
+    elif moment is None:
         moment = now - (on_disk.age_seconds or 0.0 if on_disk is not None else 0.0)
     ahead = step - safe[1]
     if ahead < 0:  # the count restarted with the epoch, or the board is older than the checkpoint
         same = epoch == safe[0]
         return AtRiskView(0 if same else None, account.training_since(moment, now))
     return AtRiskView(ahead, account.training_since(moment, now) if ahead else 0.0)
+
+
+def copied_share(
+    job: JobDirectory, record: NodeRecord | None, session: str
+) -> tuple[tuple[int, int] | None, float]:
+    """Return (epoch, step) of the newest save of which another node has a copy of this node's
+    share, and when this one sealed that, as its own memory says; for a job in a bucket, whose other
+    nodes' journals are not here."""
+    tier = tier_of(job, record.memory) if record is not None and record.bucket else None
+    for one in tier.sealed() if tier else ():
+        if one.seal.session == session and one.generation.is_copied(one.seal):
+            with contextlib.suppress(OSError):
+                return one.key, (one.generation.slot / SEAL_NAME).lstat().st_mtime
+    return None, math.inf
 
 
 def at_risk_of_own(

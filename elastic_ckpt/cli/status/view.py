@@ -241,6 +241,7 @@ def gather(
             alive is None and is_silent(beat), time.time(),
         ),
     )  # fmt: skip
+    copied, copied_at = work.copied_share(job, record, session)
     warnings = [one.warning for one in found if one.warning]
     save_error = newest_save.error if newest_save else ""
     unusable = any(not one.is_scripts for one in passed_over)
@@ -271,7 +272,8 @@ def gather(
             on_disk if on_disk and on_disk.session == session else None,
             account,
             now,
-            copied=history.copies.newest,
+            copied=history.copies.newest or copied,
+            copied_at=copied_at,
             stepless_since=record.stepless_since if record else 0.0,
         )
         if position and slots and now is not None

@@ -98,6 +98,9 @@ class HeadRole(ClusterRole):
             message = f"leads from now on, in place of {taken.node}, at {endpoint}"
             run.record.say(message)
             run.record.update(message=message, took_over_from=taken.node)
+            kept = run.ports.memory.not_on_disk()
+            if kept is not None and not kept.seal.is_whole:  # the ranks load it meanwhile
+                run.incarnations.is_adopting = False
             failures = failures_in_a_row(
                 run.ports.directory.history(), run.settings.node, os.getpid()
             )
@@ -285,6 +288,13 @@ class HeadRole(ClusterRole):
         run.record.say(what)
         run.agent.send(Ask(RequestKind.STOP))
 
+    def before_notice(self, run: Supervisor, notice: Notice) -> None:
+        """Have the ranks save to the disk if the job ends with this node, or may: SLURM takes all
+        nodes of a job, one after the other."""
+        in_slurm = "slurm" in run.settings.notice_sources
+        if in_slurm or not self._lets_others_continue(run, notice):
+            run.ports.board.hand_over_seconds = 0.0
+
     def announce_end(self, run: Supervisor) -> None:
         """Tell the other nodes that the job is over; they would look for the head."""
         if run.ports.directory.lost:
@@ -303,9 +313,16 @@ class HeadRole(ClusterRole):
         self._leave_by = run.now + run.preemption.patience(seconds)
 
     def _may_pass_on(self, run: Supervisor) -> bool:
-        """Return whether only this node leaves: a platform takes it, and enough others stay."""
+        """Return whether only this node leaves; it does if others keep what it had in memory."""
         notice = run.preemption.notice
-        if notice is None or run.state is not RunState.PREEMPTED or is_by_hand(notice):
+        if notice is None or run.state is not RunState.PREEMPTED:
+            return False
+        is_kept = run.ports.memory.kept_by_peer() is not None
+        return is_kept or self._lets_others_continue(run, notice)
+
+    def _lets_others_continue(self, run: Supervisor, notice: Notice) -> bool:
+        """Return whether a platform takes only this node, and enough others stay."""
+        if is_by_hand(notice):
             return False
         is_for_all = run.settings.started_others and notice.source == "signal"
         others = set(self._nodes.present) - {run.settings.node}

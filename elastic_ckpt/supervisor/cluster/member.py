@@ -227,6 +227,7 @@ class MemberRole(ClusterRole):
         self._apart_since, self._unchecked = run.now, None
         self.place = RosterPlace(lost.position, lost.others)
         self._succession = self._watch(run)
+        self.is_passed_on = lost.passed_on
         head = run.record.node.head
         run.ports.journal.write(HeadNodeLost(head=head, why=lost.why))
         if run.shutdown.is_decided or run.state in TERMINAL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elastic_ckpt.journal.node_events import NodeUnfit
+from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.policy.hang import Hang
 from elastic_ckpt.protocol.ended import Ended, EndKind
 from elastic_ckpt.protocol.messages import (
@@ -36,6 +37,9 @@ class Role:
     def on_event(self, run: Supervisor, event: AgentEvent) -> bool:
         """Handle an event of this role's alone; False leaves it to the supervisor."""
         return False
+
+    def before_notice(self, run: Supervisor, notice: Notice) -> None:
+        """Put on the board what the ranks have to know once they see this notice there."""
 
     def serve_start(self, run: Supervisor, now: float) -> None:
         """Launch once agent and memory tier are ready; called at each turn until then."""
@@ -103,6 +107,7 @@ class ClusterRole(Role):
 
     def __init__(self, check: NodeCheck | None = None) -> None:
         """Take the check of this node; None for a node that needs none."""
+        self.is_passed_on = False  # the job, by the head that this node has followed
         self.place = NO_PLACE  # in the order of succession, once this node has lost the head
         self.check = check
         self._reported_idle = self._all_idle = False

@@ -94,14 +94,22 @@ class Drainer:
         return self._task.sealed.seal.attempt if self._task else ""
 
     def pending(self) -> list[Sealed]:
-        """Return what is in memory and not yet on disk, oldest first."""
-        found = [one for tier in (self._tier, *self.older) for one in tier.undrained()]
-        return sorted(filter(self.lacks, found), key=lambda one: one.age)
+        """Return what is in memory and not yet on disk, oldest first; nothing older than what other
+        nodes keep, as this one leaves."""
+        found = [one for one in self._sealed() if self.lacks(one) and not self._is_outrun(one)]
+        return sorted(found, key=lambda one: one.age)
+
+    def _is_outrun(self, one: Sealed) -> bool:
+        """Return whether this node leaves, and others keep what it had of a newer one."""
+        return any(newer.keeper and newer.age > one.age for newer in self._sealed())
 
     def lacks(self, one: Sealed) -> bool:
         """Return whether the disk lacks a generation, for all that this run knows. An earlier run's
-        share of one is for the ranks to find: they alone hear from all nodes, and note it."""
+        share of one is for the ranks to find: they alone hear from all nodes, and note it. So is a
+        share whose seal does not say where the others are."""
         share, is_ours = one.seal.share, self._target.is_ours(one.seal)
+        if not one.seal.is_last:
+            return False
         is_found = share is not None and bool(self._token) and share.token == self._token
         return (is_ours or is_found) and not one.settled and self._plan.is_pending(one.seal.attempt)
 
@@ -162,7 +170,9 @@ class Drainer:
     def _look(self) -> None:
         due = self._due()
         if self._task is not None:
-            if due and due[-1].age > self._task.sealed.age:
+            if self._is_outrun(self._task.sealed):
+                self._task.dropped = True
+            elif due and due[-1].age > self._task.sealed.age:
                 # No generation is free, and the next save would go to the disk: no time to wait.
                 self._speed_up()
                 # In a hurry the newest counts; this one restarts after it.

@@ -108,9 +108,10 @@ class MemoryKeeper:
         wake: Callable[[], None],
         finished: Callable[[], int],
         leaves: Callable[[], bool] = lambda: False,
+        served: MemoryServer | None = None,
     ) -> MemoryKeeper:
         """Make the tier, or take over what earlier runs of this job left there. ``leaves`` returns
-        whether this node is under notice.
+        whether this node is under notice; ``served`` is what its supervisor before this one left.
 
         If the place is not usable the tier is off, with a message. Looks at no directory of another
         job: its storage may not answer.
@@ -127,8 +128,12 @@ class MemoryKeeper:
                 say(warning(f"no memory tier, saves go to {target.name}: {error}"))
         name, server = settings.node if settings.endpoint and place else "", None
         if name and owned is not None:
-            server = _serve(settings, owned, target, say, leaves)
+            server = _serve(settings, owned, target, say, leaves, served)
+        elif served is not None:
+            served.close()
         keeper = cls(job, target, journal, say, wake, finished, owned, server, name)
+        if served is not None and server is served and keeper._replicator is not None:
+            keeper._replicator.serve(sealed=True)  # its end has cut them off
         elsewhere = owned.elsewhere if owned else []
         left = leftovers([*([place] if place else []), *_earlier_places(job)])
         _warn([one for one in left if one.tier not in elsewhere], job, say)
@@ -229,10 +234,12 @@ class MemoryKeeper:
 
     def not_on_disk(self) -> Sealed | None:
         sealed = self._owned.sealed() if self._owned else []
-        return sealed[0] if sealed and self._drainer and self._drainer.lacks(sealed[0]) else None
+        # A share that is not the last says nothing: the save that it is of may have failed.
+        newest = next((one for one in sealed if one.seal.is_last or one.keeper), None)
+        return newest if newest and self._drainer and self._drainer.lacks(newest) else None
 
     def owed(self) -> Sealed | None:
-        newest = self._newest_share()
+        newest = self._newest_share() if self._drainer is None else None
         return newest if newest is not None and not newest.settled else None
 
     def kept_by_peer(self) -> tuple[Key, str] | None:
@@ -241,9 +248,9 @@ class MemoryKeeper:
         return (newest.age, keeper) if newest is not None and keeper else None
 
     def _newest_share(self) -> Sealed | None:
-        """Return what this node has of the newest generation, if it was sealed while this
-        supervisor serves it, and another node drains it."""
-        if self._owned is None or self._server is None or self._drainer is not None:
+        """Return what this node has of the newest generation, if it was sealed while its server
+        serves it."""
+        if self._owned is None or self._server is None:
             return None
         newest = next(iter(self._owned.tier.sealed()), None)
         share = newest.seal.share if newest is not None else None
@@ -257,8 +264,17 @@ class MemoryKeeper:
         if self._drainer is not None:
             self._drainer.finish_pruning(hurry)
 
+    def hand_server(self, *, is_passed_on: bool) -> MemoryServer | None:
+        """After a :meth:`close` with ``keep``, return what still serves this node's memory, if the
+        head passed the job on: where the shares are stays true, and its successor drains them from
+        there. Else close it, so that what was sealed counts only once the ranks have found it."""
+        if self._server is not None and not is_passed_on:
+            self._server.close()
+            return None
+        return self._server
+
     def close(self, *, keep: bool = False, finished: bool = False) -> None:
-        if self._server is not None:
+        if self._server is not None and not keep:
             self._server.close()
         if self._replicator is not None:
             self._replicator.close()
@@ -287,11 +303,16 @@ def _serve(
     target: DrainTarget,
     say: Callable[[str], None],
     leaves: Callable[[], bool],
+    served: MemoryServer | None,
 ) -> MemoryServer | None:
     """Serve this node's memory to the others, on the address by which it reaches them."""
     clear_brought(owned.tier.root)
     try:
         address = own_address(*parse_endpoint(settings.endpoint))
+        if served is not None and served.where[0] == address:
+            return served
+        if served is not None:
+            served.close()
         return MemoryServer(owned.tier, target.part_of, address, be_polite, leaves)
     except OSError as error:
         say(warning(f"no memory tier, saves go to {target.name}: {error.strerror or error}"))

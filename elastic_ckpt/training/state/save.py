@@ -18,7 +18,7 @@ import msgspec
 from elastic_ckpt.checkpoint.manifest import FileEntry, Reason, SealHeader
 from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
-from elastic_ckpt.checkpoint.nodes.tier import NodesMemory, SharesAttempt
+from elastic_ckpt.checkpoint.nodes.tier import SharesAttempt
 from elastic_ckpt.checkpoint.position import Position
 from elastic_ckpt.checkpoint.tier import Attempt, Part, Ref
 from elastic_ckpt.errors import (
@@ -30,6 +30,7 @@ from elastic_ckpt.errors import (
     UsageError,
 )
 from elastic_ckpt.journal.events import Saved, SaveFailure, SaveStarted
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.slot import Phase
 from elastic_ckpt.training.engines import Engine
 from elastic_ckpt.training.runtime import Runtime
@@ -38,7 +39,6 @@ from elastic_ckpt.training.state.target import begin_attempt
 from elastic_ckpt.training.tensors.device_copy import DeviceCopies
 from elastic_ckpt.training.tensors.state_codec import write_state
 from elastic_ckpt.util.files import files_below
-from elastic_ckpt.util.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ _GRACE_SECONDS: Final = 1.0
 _Files = msgspec.json.Decoder(list[FileEntry])
 _Paths = msgspec.json.Decoder(list[str])
 _Owners = msgspec.json.Decoder(list[list[str]])
+_Share = msgspec.json.Decoder(Share)
+_Header = msgspec.json.Decoder(SealHeader)
+_Last = msgspec.json.Decoder(tuple[list[Share], Retention])
 
 
 @dataclass(frozen=True)
@@ -312,7 +315,7 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 
     def part() -> bytes:
         if isinstance(target, SharesAttempt):
-            _refuse_twins(target, map(_Paths.decode, taken.written), map(_Paths.decode, seen))
+            target.refuse_twins(map(_Paths.decode, data) for data in (taken.written, seen))
         for path in unclaimed:
             taken.writer.claim(path)
         header = taken.header if peers.is_leader else None
@@ -320,69 +323,64 @@ def _seal(runtime: Runtime, engine: Engine, taken: _Taken) -> tuple[list[FileEnt
 
     parts = peers.collect("part", part)
     files = [entry for data in parts for entry in _Files.decode(data)]
-    keeper: Share | None = None
     if isinstance(target, SharesAttempt):
-        _seal_shares(runtime, target, taken.header)
+        header = _seal_shares(runtime, target, taken.header)
         if target.hands_over:
-            keeper = _hand_over(runtime, target)
-    sealed = peers.leader_does(
+            _hand_over(runtime, target, header)
+            return files, None
+    return files, peers.leader_does(
         "seal", lambda: target.seal(taken.header, files, runtime.retain.rule)
     )
-    if keeper is not None and isinstance(target, SharesAttempt):
-        target.note_keeper(keeper.host)
-    return files, sealed
 
 
-def _refuse_twins(
-    target: SharesAttempt, written: Iterable[list[str]], seen: Iterable[list[str]]
-) -> None:
-    """Raise StorageFailed if two nodes have a file each of one path, which a directory that they
-    share has once: the disk gets the save. On other ranks than the leader nothing is known."""
-    paths = [[*own, *found] for own, found in zip(written, seen, strict=True)]
-    if twin := target.find_twin(paths):
-        path, rank = twin
-        raise StorageFailed(rank, f"{printable(path, 200)} was written on another node as well")
-
-
-def _hand_over(runtime: Runtime, target: SharesAttempt) -> Share | None:
+def _hand_over(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> None:
     """Have nodes that stay keep the shares of those that leave, also of one whose notice came since
-    the save began; return who keeps this node's. Collective. StorageFailed on every rank if a share
-    is kept by no other node in twice the expected time, or half of the time that is left."""
-    peers, memory, deadline = runtime.peers, runtime.memory, runtime.board.deadline
+    the save began, and seal the last share. Collective. StorageFailed on every rank if a share is
+    kept by no other node in twice the expected time, or half of the time that is left."""
+    peers, deadline = runtime.peers, runtime.board.deadline
     kept: list[Share] = []
 
     def hand_over() -> bytes:
-        if deadline is None or not isinstance(memory, NodesMemory) or not memory.acts:
+        if deadline is None or not target.acts:
             return b""
         now = time.monotonic()
         try:
-            if peers.is_leader:
-                raise CheckpointRejected("this node leaves as well, and leads")
+            if target.seals:
+                raise CheckpointRejected("this node leaves as well, and its seal is the last")
             patience = min((deadline - now) / 2, 2 * target.hand_over_seconds + _GRACE_SECONDS)
             kept.append(target.hand_over(now + patience))
         except (NodeLost, CheckpointRejected) as error:
             raise StorageFailed(peers.rank, f"its memory goes with its node: {error}") from None
         return msgspec.json.encode(kept[0])
 
-    told = [one for one in peers.collect("kept", hand_over) if one]
-    for share in [msgspec.json.decode(one, type=Share) for one in told]:
-        target.kept(share)
-        who = f"ranks {share.first} to {share.ranks[-1]}"
-        runtime.leader_says(f"{who} leave: {share.host} keeps what they have saved in memory")
-    return kept[0] if kept else None
-
-
-def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> None:
-    """Seal the share of each node but the leader's. Collective."""
-    peers, memory = runtime.peers, runtime.memory
-    told = peers.tell("header", msgspec.json.encode(header))
+    found = [_Share.decode(one) for one in peers.collect("kept", hand_over) if one]
+    told = peers.tell("keepers", msgspec.json.encode((found, runtime.retain.rule)))
+    keepers, retention = _Last.decode(told)
 
     def seal() -> bytes:
-        if isinstance(memory, NodesMemory) and memory.acts and not peers.is_leader:
-            target.seal_share(msgspec.json.decode(told, type=SealHeader))
+        if target.acts and target.seals:
+            target.seal_last(header, retention, keepers)
         return b""
 
-    peers.collect("share", seal)
+    peers.collect("seal", seal)
+    for share in keepers:
+        who = f"ranks {share.first} to {share.ranks[-1]}"
+        runtime.leader_says(f"{who} leave: {share.host} keeps what they have saved in memory")
+    if kept:
+        target.note_keeper(kept[0].host)
+
+
+def _seal_shares(runtime: Runtime, target: SharesAttempt, header: SealHeader) -> SealHeader:
+    """Seal the share of each node but that of the last; return the leader's header. Collective."""
+    told = _Header.decode(runtime.peers.tell("header", msgspec.json.encode(header)))
+
+    def seal() -> bytes:
+        if target.acts and not target.seals:
+            target.seal_share(told)
+        return b""
+
+    runtime.peers.collect("share", seal)
+    return told
 
 
 def owners_of(written: Iterable[list[str]], seen: Iterable[list[str]]) -> list[list[str]]:

@@ -147,7 +147,7 @@ def _begin_on_nodes(
         shares = [one.share for one in found]
         refused = next((one for one in found if one.problem), None)
         seconds = runtime.board.hand_over_seconds if hands_over else 0.0
-        stays = not hands_over or (seconds > 0 and may_hand_over(shares, peers.rank))
+        stays = not hands_over or (seconds > 0 and may_hand_over(shares))
         if refused is None and stays:
             ref = Ref(memory.name, "", new_identity())
             slots = {one.share.first: one.slot for one in found}

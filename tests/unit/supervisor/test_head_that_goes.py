@@ -20,7 +20,9 @@ SPOT = Notice("aws", "spot", 90.0)
 class Run:
     """A run of a head whose storage says that ``leads`` leads."""
 
-    def __init__(self, notice: Notice | None = None, *, started_others: bool = False) -> None:
+    def __init__(
+        self, notice: Notice | None = None, *, started_others: bool = False, is_kept: bool = False
+    ) -> None:
         self.now = 100.0
         self.state = RunState.PREEMPTED
         self.goes_on: Follow | None = None
@@ -30,14 +32,17 @@ class Run:
         self.sent: list[Any] = []
         self.agent = SimpleNamespace(send=self.sent.append, gone=False)
         self.settings = SimpleNamespace(
-            node="n1", endpoint="n1:29400", started_others=started_others, gather_seconds=60.0
-        )
+            node="n1", endpoint="n1:29400", started_others=started_others, gather_seconds=60.0,
+            notice_sources=(),
+        )  # fmt: skip
         self.preemption = SimpleNamespace(
             notice=notice, stops_at_once=False, patience=lambda seconds: seconds
         )
         self.ports = SimpleNamespace(
-            directory=self, journal=SimpleNamespace(write=lambda event: None)
-        )
+            directory=self, journal=SimpleNamespace(write=lambda event: None),
+            memory=SimpleNamespace(kept_by_peer=lambda: ((0, 0, 7), "n2") if is_kept else None),
+            board=SimpleNamespace(hand_over_seconds=1.5),
+        )  # fmt: skip
         self.record = SimpleNamespace(
             say=lambda line: None, update=lambda **_: None,
             node=SimpleNamespace(exit_code=75, message="preempted"),
@@ -61,6 +66,8 @@ class Run:
         (Run(), ("n2", "n3"), False),
         (Run(SIGTERM, started_others=True), ("n2", "n3"), False),
         (Run(SPOT, started_others=True), ("n2", "n3"), True),
+        (Run(SPOT, is_kept=True), ("n2",), True),
+        (Run(SIGINT, is_kept=True), ("n2", "n3"), True),
     ],
 )
 def test_platform_takes_a_node_and_a_person_the_job(
@@ -70,6 +77,27 @@ def test_platform_takes_a_node_and_a_person_the_job(
     role.on_event(run, Nodes(others, 0))
     role.announce_end(run)
     assert run.sent == [Finish(75, "preempted", stays)] and run.passed_on is stays
+
+
+@pytest.mark.parametrize(
+    ("notice", "others", "sources", "seconds"),
+    [
+        (SPOT, ("n2", "n3"), (), 1.5),
+        (SPOT, ("n2", "n3"), ("aws",), 1.5),
+        (SPOT, ("n2",), (), 0.0),
+        (SIGINT, ("n2", "n3"), (), 0.0),
+        (SIGTERM, ("n2", "n3"), ("slurm",), 0.0),
+    ],
+)
+def test_a_job_that_ends_with_its_head_is_saved_to_the_disk(
+    notice: Notice, others: tuple[str, ...], sources: tuple[str, ...], seconds: float
+) -> None:
+    run: Any = Run()
+    run.settings.notice_sources = sources
+    role = HeadRole((2, 4))
+    role.on_event(run, Nodes(others, 0))
+    role.before_notice(run, notice)
+    assert run.ports.board.hand_over_seconds == seconds
 
 
 @pytest.mark.parametrize(

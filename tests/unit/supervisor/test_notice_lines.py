@@ -7,6 +7,7 @@ from typing import Any
 
 from elastic_ckpt.policy.deadline import Notice
 from elastic_ckpt.protocol.run_state import RunState
+from elastic_ckpt.supervisor.cluster.role import AloneRole
 from elastic_ckpt.supervisor.preemption import Preemption
 from elastic_ckpt.supervisor.supervisor import Supervisor
 
@@ -25,7 +26,7 @@ def lines(*notices: Notice) -> list[str]:
         ports=SimpleNamespace(mirror=SimpleNamespace(hurry=lambda left: None)),
         shutdown=SimpleNamespace(notice_arrived=lambda step: None),
         incarnations=SimpleNamespace(newest_saved_step=0, is_launched=True),
-        _saves_or_drains=False, agent=None, state=RunState.DRAINING,
+        _saves_or_drains=False, agent=None, state=RunState.DRAINING, role=AloneRole(),
     )  # fmt: skip
     for notice in notices:
         Supervisor._on_notice(run, notice)

@@ -61,6 +61,31 @@ def test_those_that_stay_have_all_of_it_when_it_is_sealed(nodes: Make, job: JobD
     verify_full(job.checkpoint(0, 7))
 
 
+def test_the_leader_leaves_and_the_next_node_has_the_last_seal(
+    nodes: Make, job: JobDirectory
+) -> None:
+    three = nodes(3)
+    three.leaving = {0}
+    attempt = three.save(7)
+    assert [three.sealed(node).seal.is_last for node in range(3)] == [False, True, False]
+    assert three.sealed(0).settled and three.sealed(0).keeper
+    three.servers[0].close()
+    assert three.look(1, [1, 2]) == [attempt]
+    for _ in drain(three.sealed(1), DiskTier(job), copy_shares):
+        pass
+    on_disk = everything(job.checkpoint(0, 7))
+    assert {name: on_disk[name] for name in three.contents} == three.contents
+    verify_full(job.checkpoint(0, 7))
+
+
+@pytest.mark.parametrize("sealing", [{0}, {2}, {0, 2}])
+def test_before_the_last_seal_there_is_no_checkpoint(nodes: Make, sealing: set[int]) -> None:
+    three = nodes(3)
+    three.leaving = {0}
+    three.save(7, seal=sealing)
+    assert three.look(1, range(3)) == []
+
+
 def test_two_leave_and_one_has_the_shares_of_all(nodes: Make, job: JobDirectory) -> None:
     three = nodes(3)
     three.leaving = {1, 2}

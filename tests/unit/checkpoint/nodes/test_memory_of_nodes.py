@@ -260,6 +260,16 @@ def test_replicas_of_earlier_pairs_go_once_there_is_a_newer_one(nodes: Make) -> 
     assert [(one.seal.step, one.seal.ranks.start) for one in replicas(root)] == [(8, other.first)]
 
 
+def test_a_node_knows_of_what_others_have_a_copy(nodes: Make) -> None:
+    three = nodes(3)
+    attempt = three.save(7)
+    assert not any(one.generation.is_copied(one.seal) for one in map(three.sealed, range(3)))
+    replicate_all(three, attempt)
+    assert all(one.generation.is_copied(one.seal) for one in map(three.sealed, range(3)))
+    three.save(8)
+    assert not any(one.generation.is_copied(one.seal) for one in map(three.sealed, range(3)))
+
+
 def test_a_replica_without_room_is_not_made(nodes: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     two = nodes(2)
     attempt = two.save(7)

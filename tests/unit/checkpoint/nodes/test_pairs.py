@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from elastic_ckpt.checkpoint.memory.seal import Share
-from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers, may_hand_over
+from elastic_ckpt.checkpoint.nodes.pairs import guarded_by, keepers, may_hand_over, sealer
 
 
 def shares(domains: str) -> list[Share]:
@@ -62,21 +62,23 @@ def test_what_leaves_goes_to_another_domain_first(domains: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("leaving", "expected"),
+    ("leaving", "expected", "last"),
     [
-        pytest.param(set(), False, id="nobody leaves: to the disk, as before"),
-        pytest.param({1}, True, id="one of three"),
-        pytest.param({1, 2}, True, id="both but the leader's"),
-        pytest.param({0}, False, id="the leader's: nobody would bring it to the disk"),
-        pytest.param({0, 1, 2}, False, id="all"),
+        pytest.param(set(), False, 0, id="nobody leaves: to the disk, as before"),
+        pytest.param({1}, True, 0, id="one of three"),
+        pytest.param({1, 2}, True, 0, id="both but the leader's"),
+        pytest.param({0}, True, 1, id="the leader's: the next one brings it to the disk"),
+        pytest.param({0, 1}, False, 2, id="the leader's and another: fewer than MIN may stay"),
+        pytest.param({0, 1, 2}, False, 0, id="all"),
     ],
 )
-def test_when_nodes_hand_over(leaving: set[int], expected: bool) -> None:
+def test_when_nodes_hand_over(leaving: set[int], expected: bool, last: int) -> None:
     nodes = [
         msgspec.structs.replace(one, leaves=number in leaving)
         for number, one in enumerate(shares("abc"))
     ]
-    assert may_hand_over(nodes, leader=0) is expected
+    assert may_hand_over(nodes) is expected
+    assert sealer(nodes[::-1]) == nodes[last]
 
 
 def test_a_node_alone_keeps_nothing() -> None:

@@ -17,6 +17,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from elastic_ckpt.checkpoint.disk.attempt import DiskAttempt
+from elastic_ckpt.checkpoint.memory.owned_tier import OwnedTier
 from elastic_ckpt.checkpoint.ownership.job_lock import HeldLock
 from elastic_ckpt.cli.status import workers as worker_view
 from elastic_ckpt.cli.status.page import page
@@ -33,11 +35,12 @@ from elastic_ckpt.journal.events import Saved, WorkersLaunched
 from elastic_ckpt.journal.journal import Journal, read_journal
 from elastic_ckpt.journal.line import encode_line
 from elastic_ckpt.journal.node_events import Replicated
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.protocol.board import Board
 from elastic_ckpt.protocol.run_state import RunState
 from elastic_ckpt.protocol.slot import MAX_METRICS, Phase
 from scripts.schemas import status_schema
-from tests.checkpoints import MODEL, make_checkpoint, open_job
+from tests.checkpoints import MODEL, make_checkpoint, make_header, open_job
 from tests.journals import happened
 
 pytestmark = pytest.mark.one_torch
@@ -185,6 +188,43 @@ def test_what_other_nodes_have_copied_is_not_at_risk(
         Journal(training, node, follows=node != "n1").write(Replicated(host="x", step=step))
     risk = gather(training).at_risk
     assert risk is not None and risk.steps == steps
+
+
+@pytest.mark.parametrize("leads", [True, False])
+@pytest.mark.parametrize(
+    ("is_copied", "bucket", "steps"),
+    [
+        pytest.param(True, "s3://bucket/job", 10, id="another node has a copy of this one's share"),
+        pytest.param(False, "s3://bucket/job", 40, id="none has: it goes with this node"),
+        pytest.param(True, "", 40, id="on a shared disk the journal tells it of all nodes"),
+    ],
+)
+def test_a_node_without_the_others_journals_knows_what_is_copied(
+    training: JobDirectory, board: Board, tmp_path: Path, leads: bool, is_copied: bool,
+    bucket: str, steps: int,
+) -> None:  # fmt: skip
+    """In its journal are its own copies of other nodes' shares, and on the head the saves."""
+    owned = OwnedTier(tmp_path, training, "here")
+    attempt = owned.tier.begin(90, 0)
+    header = make_header(DiskAttempt(training, attempt.ref.attempt, 90))
+    attempt.seal(header, [], Retention())
+    (sealed,) = owned.tier.sealed()
+    if is_copied:
+        sealed.generation.note_copied(sealed.seal)
+    record(
+        training, RunState.RUNNING, board=board.path, incarnation=1, bucket=bucket,
+        memory=str(owned.tier.root),
+    )  # fmt: skip
+    journal = Journal(training, "here", rotates=False)
+    if leads:
+        journal.write(WorkersLaunched(incarnation=1, nproc=1, nodes=2))
+        journal.write(Saved(step=90, tier="memory", reason="interval"))
+    journal.write(Replicated(host="x", step=90))
+    risk = gather(training).at_risk
+    owned.release(remove=True)
+    assert risk is not None and risk.steps == steps
+    if is_copied and bucket:
+        assert risk.seconds < 2.0
 
 
 def test_steps_that_nobody_sees_are_at_risk_and_a_warning(job: JobDirectory, board: Board) -> None:

@@ -16,9 +16,12 @@ from elastic_ckpt.checkpoint.memory import leftover
 from elastic_ckpt.checkpoint.memory.leftover import leftovers
 from elastic_ckpt.checkpoint.memory.seal import Share
 from elastic_ckpt.checkpoint.memory.tier import MemoryTier
+from elastic_ckpt.checkpoint.nodes.server import MemoryServer
 from elastic_ckpt.checkpoint.nodes.tier import NodesMemory
+from elastic_ckpt.checkpoint.ownership.fence import Fence
 from elastic_ckpt.jobdir.paths import JobDirectory
 from elastic_ckpt.journal.journal import Journal, read_journal
+from elastic_ckpt.policy.retention import Retention
 from elastic_ckpt.supervisor.saves.drain_target import DirectoryTarget
 from elastic_ckpt.supervisor.saves.memory_keeper import MemoryKeeper
 from elastic_ckpt.supervisor.settings import RunSettings
@@ -261,3 +264,78 @@ def test_node_that_follows_owes_its_share_until_it_is_elsewhere(
         assert keeper.owed() is None and keeper.kept_by_peer() == (owed.age, "h1")
     keeper.close()
     assert Path(keeper.root).exists() is not is_kept
+
+
+class HandedOver:
+    """Node n1 leads and leaves; n2 keeps what it had, and has sealed last."""
+
+    def __init__(self, job: JobDirectory, place: Path) -> None:
+        self.job = job
+        self.before = self.open("n1", place / "m1", run=1)
+        self.after = self.open("n2", place / "m2")
+        nodes = [self.before, self.after]
+        shares = [
+            Share(rank, 1, *one.server, leaves=one is self.before) for rank, one in enumerate(nodes)
+        ]
+        made = []
+        header = make_header(DiskAttempt(job, "7" * 16, 7), world_size=2, run=1)
+        for rank, one in enumerate(nodes):
+            tier = NodesMemory(Path(one.root), shares[rank], acts=True, replicas=1)
+            made.append(tier.attempt(tier.make_room(7, 9, replaces=False), "7" * 16, shares))
+            part = made[rank].part(rank)
+            part.write(f"ranks/{rank:05d}.json", b"{}")
+            part.finish(2, None)
+        made[0].seal_share(header)
+        assert self.before.not_on_disk() is None  # this alone is no checkpoint
+        keeper = made[0].hand_over(time.monotonic() + PATIENCE)
+        made[1].seal_last(header, Retention(), [keeper])
+        made[0].note_keeper("h2")
+
+    def open(
+        self, node: str, place: Path, run: int = 0, served: MemoryServer | None = None
+    ) -> MemoryKeeper:
+        """Open a node's memory, as the head if it has the number of a ``run``."""
+        place.mkdir(exist_ok=True)
+        settings = RunSettings(
+            directory=self.job.root, script=Path("x"), args=(), name="job", node=node, memory=place,
+            endpoint="127.0.0.1:29400", nodes=(1, 2), replicas=1,
+        )  # fmt: skip
+        journal = Journal(self.job, node)
+        target = DirectoryTarget(self.job, Fence(self.job, run) if run else None, journal, print)
+        return MemoryKeeper.open(
+            settings, self.job, target, journal, print, lambda: None, lambda: 0, served=served
+        )
+
+
+def test_a_head_that_leaves_waits_for_no_drain(job: JobDirectory, place: Path) -> None:
+    handed = HandedOver(job, place)
+    head = handed.before
+    head.hurry()
+    assert head.over and head.not_on_disk() is None and head.owed() is None
+    kept = head.kept_by_peer()
+    assert kept is not None and kept[1] == "h2"
+    assert handed.after.owed() is not None  # until the next head has drained it
+    head.close()
+    assert not Path(head.root).exists()
+    handed.after.close()
+
+
+@pytest.mark.parametrize("is_passed_on", [True, False])
+def test_the_next_head_drains_what_was_handed_over(
+    job: JobDirectory, place: Path, is_passed_on: bool
+) -> None:
+    """At once if the head has passed the job on; else the ranks find it."""
+    handed = HandedOver(job, place)
+    handed.before.close()
+    handed.after.close(keep=True)
+    served = handed.after.hand_server(is_passed_on=is_passed_on)
+    assert (served is not None) is is_passed_on
+    head = handed.open("n2", place / "m2", 2, served)
+    head.begin()
+    until = time.monotonic() + PATIENCE
+    while not head.over and time.monotonic() < until:
+        head.serve()
+        time.sleep(0.01)
+    newest = newest_intact(job)
+    assert (newest is not None and newest.step == 7) is is_passed_on
+    head.close()
