@@ -204,13 +204,18 @@ def test_what_the_bucket_lacks_is_found_in_the_memory_of_machines_that_start_aga
         seals = tmp_path / "bucket" / "seals"
         aside = seals.rename(tmp_path / "aside")
         seals.touch()  # so that nothing can be written there
-        machines.until_step(2, 45)
+
+        def newest_held() -> int:
+            saved = machines.events("saved")
+            return max(one["step"] for one in saved if one["tier"] == "memory")
+
+        reached = machines.head.view().position.step
+        machines.head.until(lambda _: newest_held() > reached, "a save into memory")
         for name in ("n1", "n2"):
             machines.lose(name)
         seals.unlink()
         aside.rename(seals)
-        there = machines.newest()
-        held = max(one["step"] for one in machines.events("saved") if one["tier"] == "memory")
+        there, held = machines.newest(), newest_held()
         assert there is not None and there.step < held
         machines.start("n1", "n2")
         machines.until_step(2, held + 1)
