@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import signal
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,13 +71,13 @@ class Found:
 
     Attributes:
         stuck: passes in which torchrun did not; they are left out.
-        lines: one for each breakdown of ours.
+        stages: seconds of each stage of ours, from the journal.
     """
 
     floor: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
     stuck: int = 0
-    lines: list[str] = field(default_factory=list)
+    stages: list[dict[str, float]] = field(default_factory=list)
 
 
 def limit_seconds(options: Options) -> float:
@@ -105,17 +106,18 @@ def measure(options: Options, where: Places) -> Found:
         elif turn or options.quick:
             found.floor.append(floor)
             found.ours.append(ours)
-            found.lines += [f"pass {turn}, journal: {_stages(one)}" for one in stages]
+            found.stages += [one["data"]["stages"] for one in stages]
         if len(found.floor) == options.repeats or (options.quick and found.stuck):
             break
     return found
 
 
-def _stages(event: dict[str, Any]) -> str:
-    stages = event.get("data", {}).get("stages", event.get("data", {}))
-    return ", ".join(
-        f"{stage} {value:.3f}" for stage, value in stages.items() if isinstance(value, float)
-    )
+def _medians(passes: list[dict[str, float]]) -> str:
+    """Return each stage's median over the passes."""
+    medians = {
+        stage: statistics.median(one.get(stage, 0.0) for one in passes) for stage in passes[0]
+    }
+    return ", ".join(f"{stage} {value:.3f}" for stage, value in medians.items())
 
 
 def main() -> None:
@@ -139,7 +141,8 @@ def main() -> None:
         report.rows = [Row(name, note=f"not measured: {stuck}") for name in (FLOOR, OURS)]
     if found.stuck:
         report.notes.append(f"{stuck}; they are left out")
-    report.notes += found.lines
+    if found.stages:
+        report.notes.append(f"elastic-ckpt by stage, medians in s: {_medians(found.stages)}")
     report.show(options)
 
 

@@ -56,7 +56,7 @@ def rows(result: dict[str, Any]) -> Iterator[str]:
     kinds = list(dict.fromkeys(kind for row in result["rows"] for kind in row["more"]))
     yield f"### {result['title']}"
     yield ""
-    yield f"Medians of {repeats} passes; ratios are pass by pass."
+    yield f"Medians of {repeats} passes."
     yield ""
     yield "| | median | lowest | highest | x floor |" + "".join(f" {kind} |" for kind in kinds)
     yield "|---|---:|---:|---:|---:|" + "---:|" * len(kinds)

@@ -1,4 +1,4 @@
-"""The paths in a job directory; ``docs/design.md`` has a picture."""
+"""The paths in a job directory; ``docs/format.md`` lists them."""
 
 from __future__ import annotations
 

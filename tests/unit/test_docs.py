@@ -183,7 +183,7 @@ def test_state_table_matches_the_code() -> None:
 def test_diagrams_are_balanced() -> None:
     """Check diagrams without a browser: a known kind, every bracket and block closed."""
     drawn = [block for block in blocks(DOCS / "design.md") if block.language == "mermaid"]
-    assert len(drawn) == 5
+    assert len(drawn) == 4
     for block in drawn:
         assert block.text.split()[0] in DIAGRAMS
         for opened, closed in ("()", "[]", "{}"):
