@@ -8,6 +8,7 @@ import secrets
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from elastic_ckpt.util.files import (
     let_group_in,
     read_bounded,
     sync_directory,
-    write_atomic,
+    write_shared,
 )
 
 _NAME = re.compile(r"epoch-([0-9]{1,18})_step-([0-9]{1,18})")
@@ -190,11 +191,13 @@ class JobDirectory:
         return read_bounded(self.control / "identity", 64).decode("ascii", "replace").strip()
 
     def identity(self) -> str:
-        """Return :meth:`known_identity`, created if missing; for the holder of the job's lock."""
+        """Return :meth:`known_identity`, created if missing, for a node of the job: all that start
+        at once get the same."""
         try:
             return self.known_identity()
         except FileNotFoundError:
-            write_atomic(self.control / "identity", secrets.token_hex(16).encode())
+            with suppress(FileExistsError):
+                write_shared(self.control / "identity", secrets.token_hex(16).encode())
             return self.known_identity()
 
     def node_lock(self, node: str) -> Path:

@@ -16,7 +16,7 @@ from elastic_ckpt.errors import DirectoryUnusable
 from elastic_ckpt.jobdir.answering import require_answer
 from elastic_ckpt.jobdir.node_record import NodeRecord, read_record
 from elastic_ckpt.jobdir.paths import JobDirectory
-from elastic_ckpt.util.files import write_atomic
+from elastic_ckpt.util.files import write_shared
 
 _ANSWER_SECONDS: Final = 2.0
 
@@ -106,7 +106,9 @@ class JobPlace:
         """
         self._job.prepare()
         if self._identity and _identity(self._job) != self._identity:
-            write_atomic(self._job.control / "identity", self._identity.encode())
+            # Other nodes do the same.
+            path = self._job.control / "identity"
+            write_shared(path, self._identity.encode(), replaces=True)
         self._now = os.stat(self._job.root).st_ino
 
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ TEMPORARY: Final = ".tmp-"
 MAX_DEPTH: Final = 64
 """Maximum depth of nested directories; a checkpoint has two or three."""
 
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK})
 _GROUP: Final = stat.S_IRGRP | stat.S_IXGRP
 
 
@@ -163,6 +165,32 @@ def write_atomic(path: Path, data: bytes, *, shared: bool | None = None) -> None
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_shared(path: Path, data: bytes, *, replaces: bool = False) -> None:
+    """Create ``path`` with ``data`` as one of several writers; FileExistsError if another was first
+    and this one does not ``replace`` it. Durable on return. Where there are no hard links the last
+    one wins. A kill leaves at most a ``.tmp-`` file, which is never read.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    try:
+        write_new(temporary, data)
+        if replaces or not _try_link(temporary, path):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def _try_link(source: Path, target: Path) -> bool:
+    """Give a file a second name, which must be free; return False where there are no hard links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def write_record(path: Path, data: bytes) -> None:

@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 THEIRS = Path(colossalai.__file__).parent
 ENGINES = "elastic_ckpt/training/engines/colossalai"
 ENGINE = f"{ENGINES}/engine.py"
+SIZE = f"{ENGINES}/whole_size.py"
 SHIM = f"{ENGINES}/cpu_shim.py"
 COVERAGE = f"{ENGINES}/coverage.py"
 MASTERS = f"{ENGINES}/masters.py"
@@ -344,7 +345,12 @@ STORE = ("pg_to_param_list[]", "pg_to_bucket_store[].local_rank", "pg_to_bucket_
 CHUNK = ("keep_gathered", "chunk_size", "get_tensors()[]", "payload", "paired_chunk.payload")
 
 READS = [
-    Reads(DDP, ENGINE, ("booster.plugin", "booster.checkpoint_io._sync_io", "optimizer.optim")),
+    Reads(DDP, ENGINE, ("booster.plugin", "booster.checkpoint_io._sync_io")),
+    Reads(DDP, SIZE, ("optimizer.optim.state",)),
+    Reads(ZERO, SIZE, ("optimizer.pg_to_bucket_store",)),
+    Reads(GEMINI, SIZE, ("optimizer.chunk16_set", "optimizer.module.zero_group")),
+    Reads(HYBRID, SIZE, ("plugin.tp_size", "plugin.pp_size")),
+    Reads(HYBRID, ENGINE, ("booster.checkpoint_io.pp_size",)),
     Reads(DDP, COVERAGE, ("optimizer.optim.param_groups", "optimizer.optim.state")),
     Reads(
         ZERO,

@@ -59,7 +59,8 @@ def test_a_killed_rank_is_made_good_for_by_the_last_save(undisturbed: Fit, tmp_p
         assert job.weights() == undisturbed.weights()
 
 
-@pytest.mark.parametrize("ranks", [1, slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_without_a_supervisor(ranks: int, tmp_path: Path) -> None:
     """Under plain torchrun, or alone: SIGTERM is the notice, 75 the exit code."""
     whole = run_alone(tmp_path / "whole", ranks, "--pause", "0")
