@@ -127,12 +127,17 @@ def at_risk(
 def copied_share(
     job: JobDirectory, record: NodeRecord | None, session: str
 ) -> tuple[tuple[int, int] | None, float]:
-    """Return (epoch, step) of the newest save of which another node has a copy of this node's
-    share, and when this one sealed that, as its own memory says; for a job in a bucket, whose other
-    nodes' journals are not here."""
-    tier = tier_of(job, record.memory) if record is not None and record.bucket else None
+    """Return (epoch, step) of the newest save of this incarnation of which another node has a copy
+    of this node's share, and when this one sealed that, as its own memory says; for a job in a
+    bucket, whose other nodes' journals are not here. A node of an earlier incarnation may be gone.
+    """
+    if record is None or not record.bucket:
+        return None, math.inf
+    tier = tier_of(job, record.memory)
+    now = (session, record.incarnation)
     for one in tier.sealed() if tier else ():
-        if one.seal.session == session and one.generation.is_copied(one.seal):
+        is_now = (one.seal.session, one.seal.incarnation) == now
+        if is_now and one.generation.is_copied(one.seal):
             with contextlib.suppress(OSError):
                 return one.key, (one.generation.slot / SEAL_NAME).lstat().st_mtime
     return None, math.inf
